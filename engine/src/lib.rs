@@ -1,0 +1,5 @@
+//! The storage engine.
+
+/// The shared engine handle.
+#[derive(Clone)]
+pub struct Engine;

@@ -1,0 +1,9 @@
+//! Quorate: a drop-in replacement for etcd.
+//!
+//! This crate is the server: it takes requests from the network, orders them through consensus,
+//! applies them to the engine and answers. The binary in `main.rs` only starts it.
+
+pub mod apply;
+pub mod limits;
+pub mod node;
+pub mod status;

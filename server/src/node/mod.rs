@@ -1,0 +1,75 @@
+//! The node: the one place where consensus, the log, apply and the readers meet.
+
+pub mod mailbox;
+
+use crate::apply::Reply;
+use crate::status::Status;
+use quorate_proto::etcdserverpb as pb;
+
+/// Who this member is; fixed at boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// This member.
+    pub member_id: u64,
+    /// The cluster it belongs to.
+    pub cluster_id: u64,
+    /// `--name`.
+    pub name: String,
+}
+
+/// A point-in-time view of the consensus state, read from atomics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Current term.
+    pub term: u64,
+    /// Member id of the leader, 0 when none is known.
+    pub leader: u64,
+    /// Whether this member leads.
+    pub is_leader: bool,
+    /// Whether this member is a learner.
+    pub is_learner: bool,
+    /// Highest committed index.
+    pub committed: u64,
+    /// Highest applied index.
+    pub applied: u64,
+}
+
+/// What the request path needs from the node. The production implementation is `NodeHandle`; tests of
+/// handlers bring a small one of their own that applies at once.
+pub trait Node: Send + Sync + 'static {
+    /// Proposes a request and waits for its local apply. Fills in the request id. Errors: the apply
+    /// error, or one of the timeout family, `TOO_MANY_REQUESTS`, `REQUEST_TOO_LARGE`, `STOPPED`.
+    fn propose(
+        &self,
+        request: pb::InternalRaftRequest,
+    ) -> impl Future<Output = Result<Reply, Status>> + Send;
+
+    /// Returns once the newest view contains every write acknowledged before the call.
+    fn linearizable(&self) -> impl Future<Output = Result<(), Status>> + Send;
+
+    /// Returns once history up to `revision` has been dropped and the drop is durable.
+    fn compacted(&self, revision: i64) -> impl Future<Output = Result<(), Status>> + Send;
+
+    /// Waits for the checkpoints that release space and truncates the free tail of the tree file.
+    fn defragment(&self) -> impl Future<Output = Result<(), Status>> + Send;
+
+    /// The engine; its newest view is what readers use.
+    fn engine(&self) -> &engine::Engine;
+
+    /// Consensus state.
+    fn status(&self) -> NodeStatus;
+
+    /// Who answers.
+    fn identity(&self) -> &Identity;
+
+    /// A response header of this member at `revision`.
+    fn header(&self, revision: i64) -> pb::ResponseHeader {
+        let identity = self.identity();
+        pb::ResponseHeader {
+            cluster_id: identity.cluster_id,
+            member_id: identity.member_id,
+            revision,
+            raft_term: self.status().term,
+        }
+    }
+}
