@@ -3,7 +3,9 @@
 //! This crate is the server: it takes requests from the network, orders them through consensus,
 //! applies them to the engine and answers. The binary in `main.rs` only starts it.
 
+pub mod api;
 pub mod apply;
+pub mod lease;
 pub mod limits;
 pub mod node;
 pub mod status;
