@@ -7,5 +7,7 @@ pub mod api;
 pub mod apply;
 pub mod lease;
 pub mod limits;
+pub mod membership;
 pub mod node;
 pub mod status;
+pub mod version;
