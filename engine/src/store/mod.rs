@@ -1,0 +1,39 @@
+//! The store: four copy-on-write B+trees and their value runs in one file of checksummed, self-identifying pages.
+//!
+//! One [`StoreWriter`] changes the trees in memory and publishes an immutable [`Snapshot`] of them whenever its
+//! owner likes; any number of readers work on snapshots and never wait for the writer. A checkpoint, on a thread of
+//! its own, writes one published state to free space of the file and then turns to it with a single durable write of
+//! a meta page. Everything between two checkpoints lives in memory only: the owner's log brings it back.
+//!
+//! Invariants:
+//! 1. A published page, run or root never changes.
+//! 2. After a crash the file opens as exactly one durable checkpoint: the newest, or the one before it.
+//! 3. A unit reachable from the two newest durable checkpoints or from a live snapshot is never written.
+//! 4. Bytes read from the file are believed only after checksum, address, birth and every bound in them were checked.
+//! 5. Readers hold no lock across I/O and take none that the writer or the checkpoint holds across I/O.
+//! 6. A failed write or sync is final: the process ends. Only "no space", seen before the meta page is touched, is
+//!    an ordinary error: nothing is lost and a later checkpoint tries again.
+
+//!
+//! ```text
+//! Store        open(StoreOptions) -> (Store, StoreWriter, Recovered)   durable()  wait_durable(n)  on_durable(f)  stats()  check(f)
+//! Snapshot     get(tree, key)  get_with(tree, key, |flags, value| ..)  cursor(tree) -> Cursor<'_>
+//!              count(tree, start, end)  read_run(run)  store()  seq()
+//! Cursor       skip_dead(bool)  seek(key)  seek_first()  seek_last()  seek_before(key)  next()  prev() -> Result<bool>
+//!              valid()  key() -> &[u8]  flags()  value() -> &[u8]
+//! StoreWriter  get  get_with  cursor  count  read_run   (working state)
+//!              insert(tree, key, flags, value) -> Option<previous flags>   remove(tree, key) -> bool
+//!              write_run(kind, owner_key, owner, bytes) -> RunRef   free_run(run)
+//!              publish() -> Snapshot   checkpoint(user_meta) -> n   checkpoint_running()   dirty_bytes()   request_shrink()
+//! ```
+
+#![allow(dead_code, unused_imports)]
+
+mod error;
+mod types;
+
+pub use error::{Error, Result};
+pub use types::{
+    Durable, Entry, IoBackend, LIVE, Recovered, RunKind, RunRef, StoreOptions, StoreStats, TreeId,
+    USER_META_MAX,
+};
