@@ -1,0 +1,202 @@
+//! The handle through which the rest of the server reaches the node thread.
+
+use super::completions::Completions;
+use super::mailbox::{Mailbox, Refused};
+use super::{Identity, Node, NodeStatus};
+use crate::apply::Reply;
+use crate::limits::Limits;
+use crate::status::{Code, Status, errors};
+use bytes::Bytes;
+use prost::Message;
+use quorate_proto::etcdserverpb as pb;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::{oneshot, watch};
+
+/// Bytes of proposals that may wait for the node thread; beyond it calls get `TOO_MANY_REQUESTS`.
+pub const MAILBOX_BYTES_MAX: usize = 64 << 20;
+
+/// What the node thread is asked to do.
+pub enum Input {
+    /// Put this encoded request into the log.
+    Propose(Bytes),
+    /// Confirm leadership, then answer: a linearizable read of a member that is not the sole voter.
+    Read(oneshot::Sender<Result<(), Status>>),
+    /// Answer once history up to the revision is dropped durably.
+    Compacted(i64, oneshot::Sender<Result<(), Status>>),
+    /// Release free space at the end of the tree file, then answer.
+    Defragment(oneshot::Sender<Result<(), Status>>),
+    /// Checkpoint and stop.
+    Stop,
+}
+
+/// State the node thread publishes for everyone.
+#[derive(Default)]
+pub struct Shared {
+    pub(super) term: AtomicU64,
+    pub(super) leader: AtomicU64,
+    pub(super) committed: AtomicU64,
+    pub(super) applied: AtomicU64,
+    pub(super) is_learner: AtomicBool,
+    /// This member leads and is the only voter: what it has applied is all there is.
+    pub(super) reads_local: AtomicBool,
+    pub(super) leader_changes: AtomicU64,
+    pub(super) proposals_failed: AtomicU64,
+}
+
+impl Shared {
+    /// Leader changes seen since the start; the first election counts.
+    pub fn leader_changes(&self) -> u64 {
+        self.leader_changes.load(Ordering::Relaxed)
+    }
+
+    /// Proposals that failed or timed out.
+    pub fn proposals_failed(&self) -> u64 {
+        self.proposals_failed.load(Ordering::Relaxed)
+    }
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct NodeHandle {
+    pub(super) inner: Arc<HandleInner>,
+}
+
+pub(super) struct HandleInner {
+    pub(super) mailbox: Mailbox<Input>,
+    pub(super) completions: Completions,
+    pub(super) shared: Shared,
+    pub(super) engine: engine::Engine,
+    pub(super) identity: Identity,
+    pub(super) limits: Limits,
+    pub(super) stopped: watch::Sender<bool>,
+}
+
+impl NodeHandle {
+    /// Runs the completion dispatcher of one network thread; spawn it once per thread.
+    pub async fn dispatch(&self, thread: usize) {
+        self.inner.completions.dispatch(thread).await;
+    }
+
+    /// Proposals that wait for commit and apply.
+    pub fn proposals_pending(&self) -> usize {
+        self.inner.completions.pending()
+    }
+
+    /// Counters for the metrics.
+    pub fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+
+    /// Asks the node to checkpoint and stop; `stopped` tells when it has.
+    pub fn stop(&self) {
+        // A closed mailbox means it has stopped already; a full one still drains before it closes.
+        let _ = self.inner.mailbox.push(Input::Stop, 0);
+        self.inner.mailbox.close();
+    }
+
+    /// Resolves when the node thread has ended.
+    pub async fn stopped(&self) {
+        let mut stopped = self.inner.stopped.subscribe();
+        // An error means the sender is gone, which also is the end.
+        let _ = stopped.wait_for(|s| *s).await;
+    }
+
+    fn ask(
+        &self,
+        input: impl FnOnce(oneshot::Sender<Result<(), Status>>) -> Input,
+    ) -> Result<oneshot::Receiver<Result<(), Status>>, Status> {
+        let (sender, receiver) = oneshot::channel();
+        match self.inner.mailbox.push(input(sender), 64) {
+            Ok(()) => Ok(receiver),
+            Err(Refused::Full(_)) => Err(errors::TOO_MANY_REQUESTS),
+            Err(Refused::Closed(_)) => Err(errors::STOPPED),
+        }
+    }
+}
+
+impl Node for NodeHandle {
+    async fn propose(&self, mut request: pb::InternalRaftRequest) -> Result<Reply, Status> {
+        let inner = &*self.inner;
+        let behind = inner
+            .shared
+            .committed
+            .load(Ordering::Relaxed)
+            .saturating_sub(inner.shared.applied.load(Ordering::Relaxed));
+        if behind > inner.limits.unapplied_entries_max {
+            return Err(errors::TOO_MANY_REQUESTS);
+        }
+        let (id, result) = inner.completions.register()?;
+        request
+            .header
+            .get_or_insert_with(pb::RequestHeader::default)
+            .id = id;
+        let payload = request.encode_to_vec();
+        if payload.len() > inner.limits.request_bytes_max {
+            inner.completions.withdraw(id);
+            return Err(errors::REQUEST_TOO_LARGE);
+        }
+        let weight = payload.len() + 64;
+        if let Err(refused) = inner
+            .mailbox
+            .push(Input::Propose(Bytes::from(payload)), weight)
+        {
+            inner.completions.withdraw(id);
+            return Err(match refused {
+                Refused::Full(_) => errors::TOO_MANY_REQUESTS,
+                Refused::Closed(_) => errors::STOPPED,
+            });
+        }
+        match result.await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(errors::STOPPED),
+        }
+    }
+
+    async fn linearizable(&self) -> Result<(), Status> {
+        if self.inner.shared.reads_local.load(Ordering::Acquire) {
+            // Writes are acknowledged after their view is published, and nobody else can commit.
+            return Ok(());
+        }
+        let receiver = self.ask(Input::Read)?;
+        match tokio::time::timeout(self.inner.limits.request_timeout, receiver).await {
+            Err(_) => Err(errors::TIMEOUT),
+            Ok(Err(_)) => Err(errors::STOPPED),
+            Ok(Ok(result)) => result,
+        }
+    }
+
+    async fn compacted(&self, revision: i64) -> Result<(), Status> {
+        let receiver = self.ask(|done| Input::Compacted(revision, done))?;
+        receiver.await.unwrap_or(Err(errors::STOPPED))
+    }
+
+    async fn defragment(&self) -> Result<(), Status> {
+        let receiver = self.ask(Input::Defragment)?;
+        receiver.await.unwrap_or(Err(Status::fixed(
+            Code::Unavailable,
+            "etcdserver: server stopped",
+        )))
+    }
+
+    fn engine(&self) -> &engine::Engine {
+        &self.inner.engine
+    }
+
+    fn status(&self) -> NodeStatus {
+        let shared = &self.inner.shared;
+        let leader = shared.leader.load(Ordering::Acquire);
+        NodeStatus {
+            term: shared.term.load(Ordering::Acquire),
+            leader,
+            is_leader: leader == self.inner.identity.member_id,
+            is_learner: shared.is_learner.load(Ordering::Acquire),
+            committed: shared.committed.load(Ordering::Acquire),
+            applied: shared.applied.load(Ordering::Acquire),
+        }
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+}
