@@ -96,7 +96,10 @@ pub fn claim(layout: &Layout) -> Result<DataDirLock, String> {
 
 /// etcd's own files are not ours to touch; import is a capability of its own.
 fn refuse_foreign(layout: &Layout) -> Result<(), String> {
-    for foreign in [layout.member.join("snap").join("db"), layout.member.join("wal")] {
+    for foreign in [
+        layout.member.join("snap").join("db"),
+        layout.member.join("wal"),
+    ] {
         if foreign.exists() && !layout.store.exists() {
             return Err(format!(
                 "{} was written by etcd: importing etcd's data directory is not supported yet; \
@@ -128,7 +131,10 @@ mod tests {
         let held = claim(&layout).unwrap();
         let refused = claim(&layout).unwrap_err();
         assert!(refused.contains("in use by another process"), "{refused}");
-        assert!(refused.contains(&std::process::id().to_string()), "{refused}");
+        assert!(
+            refused.contains(&std::process::id().to_string()),
+            "{refused}"
+        );
         drop(held);
         claim(&layout).unwrap();
     }

@@ -5,8 +5,11 @@
 
 pub mod api;
 pub mod apply;
+pub mod bootstrap;
+pub mod config;
 pub mod lease;
 pub mod limits;
+pub mod logging;
 pub mod membership;
 pub mod node;
 pub mod status;

@@ -95,7 +95,11 @@ impl Lines {
             metadata.line().unwrap_or(0)
         );
         if self.console {
-            let mut line = format!("{ts}\t{}\t{caller}\t{}", level.to_uppercase(), fields.message);
+            let mut line = format!(
+                "{ts}\t{}\t{caller}\t{}",
+                level.to_uppercase(),
+                fields.message
+            );
             if !fields.rest.is_empty() {
                 line.push('\t');
                 line.push_str(&serde_json::Value::Object(fields.rest).to_string());

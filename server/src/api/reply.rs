@@ -95,6 +95,9 @@ mod tests {
             value: "v".into(),
             ..Default::default()
         };
-        assert_eq!(whole(message.clone()), prost::Message::encode_to_vec(&message));
+        assert_eq!(
+            whole(message.clone()),
+            prost::Message::encode_to_vec(&message)
+        );
     }
 }

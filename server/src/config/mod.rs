@@ -126,13 +126,17 @@ impl Values {
     }
 
     fn duration(&self, name: &'static str) -> Result<Duration, ConfigError> {
-        duration::parse(self.text(name)).map_err(|e| bad(format!("invalid value for --{name}: {e}")))
+        duration::parse(self.text(name))
+            .map_err(|e| bad(format!("invalid value for --{name}: {e}")))
     }
 
     fn number<T: std::str::FromStr>(&self, name: &'static str) -> Result<T, ConfigError> {
         let text = self.text(name);
-        text.parse()
-            .map_err(|_| bad(format!("invalid value {text:?} for --{name}: not a number in range")))
+        text.parse().map_err(|_| {
+            bad(format!(
+                "invalid value {text:?} for --{name}: not a number in range"
+            ))
+        })
     }
 
     fn list(&self, name: &'static str) -> Vec<String> {
@@ -146,7 +150,11 @@ impl Values {
 
     /// The value of a flag or, when only that is set, of its deprecated spelling.
     fn with_old_spelling(&self, name: &'static str, old: &'static str) -> &'static str {
-        if self.is_set(old) && !self.is_set(name) { old } else { name }
+        if self.is_set(old) && !self.is_set(name) {
+            old
+        } else {
+            name
+        }
     }
 }
 
@@ -403,13 +411,16 @@ fn scalar(flag: &Flag, value: &serde_norway::Value) -> Result<String, String> {
             .ok_or_else(|| format!("{name}: whole nanoseconds are expected")),
         (Kind::Text, Value::String(s)) => Ok(s.clone()),
         (Kind::List, Value::Sequence(items)) => list(name, items),
-        (kind, _) => Err(format!("{name}: expected {}", match kind {
-            Kind::Bool => "true or false",
-            Kind::Int | Kind::Uint => "a whole number",
-            Kind::Duration => "whole nanoseconds (a number, not a string)",
-            Kind::List => "a list of strings",
-            Kind::Text => "a string",
-        })),
+        (kind, _) => Err(format!(
+            "{name}: expected {}",
+            match kind {
+                Kind::Bool => "true or false",
+                Kind::Int | Kind::Uint => "a whole number",
+                Kind::Duration => "whole nanoseconds (a number, not a string)",
+                Kind::List => "a list of strings",
+                Kind::Text => "a string",
+            }
+        )),
     }
 }
 
@@ -422,8 +433,7 @@ fn check_type(flag: &Flag, value: &str) -> Result<(), String> {
         Kind::Uint => value.parse::<u64>().is_ok(),
         Kind::Duration => return duration::parse(value).map(drop),
     };
-    ok.then_some(())
-        .ok_or_else(|| "parse error".to_owned())
+    ok.then_some(()).ok_or_else(|| "parse error".to_owned())
 }
 
 /// What Go's strconv.ParseBool takes.
@@ -447,7 +457,9 @@ fn differs(flag: &Flag, value: &str) -> bool {
 
 fn build(values: Values, mut warnings: Vec<String>) -> Result<Config, ConfigError> {
     for (name, value) in &values.set {
-        let Some(flag) = flags::find(name) else { continue };
+        let Some(flag) = flags::find(name) else {
+            continue;
+        };
         check_type(flag, value).map_err(|e| ConfigError {
             message: format!("invalid value {value:?} for flag --{name}: {e}"),
             exit: 2,
@@ -484,7 +496,9 @@ fn build(values: Values, mut warnings: Vec<String>) -> Result<Config, ConfigErro
     let heartbeat_ms: u64 = values.number("heartbeat-interval")?;
     let election_ms: u64 = values.number("election-timeout")?;
     if heartbeat_ms == 0 || election_ms == 0 {
-        return Err(bad("heartbeat-interval and election-timeout must be positive"));
+        return Err(bad(
+            "heartbeat-interval and election-timeout must be positive",
+        ));
     }
     if election_ms < 5 * heartbeat_ms {
         return Err(bad(format!(
@@ -517,7 +531,11 @@ fn build(values: Values, mut warnings: Vec<String>) -> Result<Config, ConfigErro
     let initial_cluster_existing = match values.text("initial-cluster-state") {
         "new" => false,
         "existing" => true,
-        other => return Err(bad(format!("invalid value {other:?} for --initial-cluster-state"))),
+        other => {
+            return Err(bad(format!(
+                "invalid value {other:?} for --initial-cluster-state"
+            )));
+        }
     };
 
     let cache_bytes: u64 = values.number("cache-bytes")?;
@@ -527,8 +545,10 @@ fn build(values: Values, mut warnings: Vec<String>) -> Result<Config, ConfigErro
         "watch-progress-notify-interval",
         "experimental-watch-progress-notify-interval",
     );
-    let warning_apply =
-        values.with_old_spelling("warning-apply-duration", "experimental-warning-apply-duration");
+    let warning_apply = values.with_old_spelling(
+        "warning-apply-duration",
+        "experimental-warning-apply-duration",
+    );
     let catchup = values.with_old_spelling(
         "snapshot-catchup-entries",
         "experimental-snapshot-catchup-entries",
@@ -596,10 +616,14 @@ fn build(values: Values, mut warnings: Vec<String>) -> Result<Config, ConfigErro
 fn log_outputs(values: &Values) -> Result<Vec<String>, ConfigError> {
     let outputs = values.list("log-outputs");
     if let Some(journal) = outputs.iter().find(|o| *o == "systemd/journal") {
-        return Err(bad(format!("--log-outputs={journal} is refused: log to stderr and let the service manager collect it")));
+        return Err(bad(format!(
+            "--log-outputs={journal} is refused: log to stderr and let the service manager collect it"
+        )));
     }
     if outputs.len() > 1 && outputs.iter().any(|o| o == "default") {
-        return Err(bad("multi logoutput for \"default\" is not supported (--log-outputs)"));
+        return Err(bad(
+            "multi logoutput for \"default\" is not supported (--log-outputs)",
+        ));
     }
     Ok(outputs)
 }
@@ -609,8 +633,7 @@ fn endpoints(values: &Values, name: &'static str) -> Result<Vec<Endpoint>, Confi
         .list(name)
         .iter()
         .map(|text| {
-            let endpoint =
-                Endpoint::parse(text).map_err(|e| bad(format!("--{name}: {e}")))?;
+            let endpoint = Endpoint::parse(text).map_err(|e| bad(format!("--{name}: {e}")))?;
             if endpoint.tls && name != "listen-peer-urls" {
                 return Err(bad(format!(
                     "--{name}={text} is refused: TLS is not served yet"
@@ -622,36 +645,60 @@ fn endpoints(values: &Values, name: &'static str) -> Result<Vec<Endpoint>, Confi
 }
 
 fn auto_compaction(mode: &str, retention: &str) -> Result<AutoCompaction, ConfigError> {
-    let invalid = |what: &str| bad(format!("invalid value {retention:?} for --auto-compaction-retention: {what}"));
+    let invalid = |what: &str| {
+        bad(format!(
+            "invalid value {retention:?} for --auto-compaction-retention: {what}"
+        ))
+    };
     match mode {
         "periodic" | "" => {
             let keep = match retention.parse::<u64>() {
                 Ok(hours) => Duration::from_secs(hours.saturating_mul(3600)),
                 Err(_) => duration::parse(retention).map_err(|e| invalid(&e))?,
             };
-            Ok(if keep.is_zero() { AutoCompaction::Off } else { AutoCompaction::Periodic(keep) })
+            Ok(if keep.is_zero() {
+                AutoCompaction::Off
+            } else {
+                AutoCompaction::Periodic(keep)
+            })
         }
         "revision" => {
-            let keep = retention.parse::<i64>().map_err(|_| invalid("not a number"))?;
-            Ok(if keep <= 0 { AutoCompaction::Off } else { AutoCompaction::Revisions(keep) })
+            let keep = retention
+                .parse::<i64>()
+                .map_err(|_| invalid("not a number"))?;
+            Ok(if keep <= 0 {
+                AutoCompaction::Off
+            } else {
+                AutoCompaction::Revisions(keep)
+            })
         }
-        other => Err(bad(format!("invalid value {other:?} for --auto-compaction-mode"))),
+        other => Err(bad(format!(
+            "invalid value {other:?} for --auto-compaction-mode"
+        ))),
     }
 }
 
 fn feature_gates(text: &str, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
     for pair in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
         let Some((name, value)) = pair.split_once('=') else {
-            return Err(bad(format!("missing bool value for feature gate {pair:?} (--feature-gates)")));
+            return Err(bad(format!(
+                "missing bool value for feature gate {pair:?} (--feature-gates)"
+            )));
         };
         let Some((_, default)) = FEATURE_GATES.iter().find(|(n, _)| *n == name.trim()) else {
-            return Err(bad(format!("unrecognized feature gate: {name} (--feature-gates)")));
+            return Err(bad(format!(
+                "unrecognized feature gate: {name} (--feature-gates)"
+            )));
         };
         let Some(value) = parse_bool(value.trim()) else {
-            return Err(bad(format!("invalid value {value:?} of feature gate {name} (--feature-gates)")));
+            return Err(bad(format!(
+                "invalid value {value:?} of feature gate {name} (--feature-gates)"
+            )));
         };
         if value != *default {
-            warnings.push(format!("feature gate {name}={value} has no effect on a single member"));
+            warnings.push(format!(
+                "feature gate {name}={value} has no effect on a single member"
+            ));
         }
     }
     Ok(())

@@ -37,10 +37,7 @@ fn every_way_to_write_a_flag_is_taken() {
         assert_eq!(run(args, &[]).unwrap().name, "a");
     }
     assert_eq!(run(&[], &[("ETCD_NAME", "b")]).unwrap().name, "b");
-    assert_eq!(
-        run(&["-log-level", "warn"], &[]).unwrap().log_level,
-        "warn"
-    );
+    assert_eq!(run(&["-log-level", "warn"], &[]).unwrap().log_level, "warn");
     assert!(run(&["--pre-vote"], &[]).is_ok());
     assert!(run(&["--pre-vote=true"], &[]).is_ok());
     assert_eq!(run(&["--pre-vote", "true"], &[]).unwrap_err().exit, 2);
@@ -95,7 +92,16 @@ fn a_flag_that_touches_safety_is_refused_by_name() {
             }
         }
     }
-    assert!(message(&["--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=https://h:1"], &[]).contains("TLS"));
+    assert!(
+        message(
+            &[
+                "--listen-client-urls=https://127.0.0.1:1",
+                "--advertise-client-urls=https://h:1"
+            ],
+            &[]
+        )
+        .contains("TLS")
+    );
 }
 
 #[test]
@@ -125,7 +131,11 @@ fn a_flag_without_effect_is_reported() {
 
 #[test]
 fn unknown_variables_are_warned_about() {
-    let config = run(&[], &[("ETCD_ON_K8S", "yes"), ("ETCD_EMPTY", ""), ("HOME", "x")]).unwrap();
+    let config = run(
+        &[],
+        &[("ETCD_ON_K8S", "yes"), ("ETCD_EMPTY", ""), ("HOME", "x")],
+    )
+    .unwrap();
     assert_eq!(config.warnings.len(), 1);
     assert!(config.warnings[0].contains("ETCD_ON_K8S"));
 }
@@ -144,7 +154,10 @@ fn a_config_file_replaces_everything_else() {
     let config = run(&[&arg, "--name=other"], &[("ETCD_DATA_DIR", "/elsewhere")]).unwrap();
     assert_eq!(config.name, "filed");
     assert_eq!(config.data_dir, PathBuf::from("filed.etcd"));
-    assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(5));
+    assert_eq!(
+        config.watch_progress_notify_interval,
+        Duration::from_secs(5)
+    );
     assert_eq!(config.max_txn_ops, 7);
     assert_eq!(
         config.auto_compaction,
@@ -173,7 +186,10 @@ fn auto_compaction_takes_hours_durations_and_revisions() {
         auto_compaction("revision", "1000").unwrap(),
         AutoCompaction::Revisions(1000)
     );
-    assert_eq!(auto_compaction("periodic", "0").unwrap(), AutoCompaction::Off);
+    assert_eq!(
+        auto_compaction("periodic", "0").unwrap(),
+        AutoCompaction::Off
+    );
     assert!(auto_compaction("weekly", "1").is_err());
     assert!(auto_compaction("revision", "5m").is_err());
 }

@@ -112,9 +112,8 @@ impl Completions {
         }
         let shard = SHARD.with(Cell::get);
         let count = self.next.fetch_add(1, Ordering::Relaxed);
-        let id = self.id_prefix
-            | (count & ((1 << (48 - SHARD_BITS)) - 1)) << SHARD_BITS
-            | shard as u64;
+        let id =
+            self.id_prefix | (count & ((1 << (48 - SHARD_BITS)) - 1)) << SHARD_BITS | shard as u64;
         let (done, result) = oneshot::channel();
         lock(&self.shards[shard].waiting).insert(
             id,
@@ -234,7 +233,12 @@ mod tests {
         assert_ne!(a, b);
         let node = std::thread::spawn({
             let completions = completions.clone();
-            move || completions.complete(&mut vec![(b, Err(errors::NO_SPACE)), (99, Ok(Reply::Empty))])
+            move || {
+                completions.complete(&mut vec![
+                    (b, Err(errors::NO_SPACE)),
+                    (99, Ok(Reply::Empty)),
+                ])
+            }
         });
         assert_eq!(rb.await.unwrap(), Err(errors::NO_SPACE));
         node.join().unwrap();
@@ -246,7 +250,10 @@ mod tests {
     async fn expiry_and_close_end_every_call_once() {
         let completions = Completions::new(1, 7, 1);
         let (id, late) = completions.register().unwrap();
-        assert_eq!(completions.expire(Duration::from_secs(60), &errors::TIMEOUT), 0);
+        assert_eq!(
+            completions.expire(Duration::from_secs(60), &errors::TIMEOUT),
+            0
+        );
         assert_eq!(completions.expire(Duration::ZERO, &errors::TIMEOUT), 1);
         assert_eq!(late.await.unwrap(), Err(errors::TIMEOUT));
         completions.complete(&mut vec![(id, Ok(Reply::Empty))]);

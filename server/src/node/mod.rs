@@ -1,5 +1,6 @@
 //! The node: the one place where consensus, the log, apply and the readers meet.
 
+pub mod completions;
 pub mod mailbox;
 
 use crate::apply::Reply;
