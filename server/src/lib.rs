@@ -11,6 +11,7 @@ pub mod lease;
 pub mod limits;
 pub mod logging;
 pub mod membership;
+pub mod metrics;
 pub mod node;
 pub mod status;
 pub mod version;
