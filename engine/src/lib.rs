@@ -1,7 +1,41 @@
-//! The storage engine.
+//! The storage engine: versioned keys in a copy-on-write B+tree file, with history.
+//!
+//! Two layers. `store` keeps ordered byte entries and runs of bytes in one file, writes
+//! checkpoints and recovers to the last durable one. Above it the record layer gives them
+//! meaning, in four trees:
+//!
+//! - **K**, the keys: user key to its newest version, tombstones included until compaction;
+//! - **E**, the events: every change since the last compaction, in revision order, each with the
+//!   version before it;
+//! - **L**, the leases: (lease, key) for every attached key;
+//! - **S**, the system records: auth, members, alarms, counters, as the server wants them.
+//!
+//! One [`Writer`] applies requests ([`Writer::txn`]) and publishes whole states; any number of
+//! readers hold [`View`]s of them, which never change and never wait for the writer. The engine
+//! knows no log and no network: after a crash [`Engine::open`] gives the state of a durable
+//! checkpoint, and the server replays its log from [`View::applied`] on.
+//!
+//! Invariants (each module states its own):
+//! 1. A view holds whole revisions only and never changes.
+//! 2. Any revision from the compact revision to the newest can be read exactly.
+//! 3. What is stored depends on the applied requests alone: no clock, no randomness.
 
+#![deny(missing_docs)]
+
+mod check;
+mod compaction;
+mod events;
+mod hash;
+mod memstore;
+mod mvcc;
+mod record;
+mod source;
 pub(crate) mod store;
+mod types;
 
-/// The shared engine handle.
-#[derive(Clone)]
-pub struct Engine;
+pub use check::CheckReport;
+pub use mvcc::{Engine, EventRef, Published, Txn, View, Writer};
+pub use types::{
+    Applied, Budget, CompactError, CompactProgress, Error, Event, EventKind, EventsEnd, HashKv,
+    IoBackend, KeyRange, KeyValue, KvRef, Options, Result, Revision, Stats,
+};

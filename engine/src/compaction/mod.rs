@@ -1,0 +1,98 @@
+//! The physical part of compaction: dropping history that no read may ask for any more.
+//!
+//! Logical compaction only moves the compact revision C (`Writer::compact`). This part then takes
+//! whole chunks from the old end of the event log as long as their last revision is below C.
+//! Taking a chunk means, for each of its events:
+//!
+//! - the run of the previous value is freed: the event was its last owner;
+//! - a delete's tombstone is removed from K, if K still holds that very tombstone.
+//!
+//! Events at C itself stay, since a watch may start there. A chunk that reaches C or beyond stays
+//! whole until a later compaction.
+//!
+//! Invariants:
+//! 1. The sweep position says which events of the oldest chunk are taken apart already. It is
+//!    part of every checkpoint, so a crash neither skips an event nor frees a run twice.
+//! 2. No event at or above C is touched. Reads at or above C never follow an event below it.
+//! 3. When `compact_done` equals C, no sealed chunk has a last revision below C and K holds no
+//!    tombstone older than the oldest chunk.
+
+use crate::events::chunk::{ChunkView, EventView, Prev};
+use crate::events::log::{ChunkEntry, index_key};
+use crate::mvcc::Writer;
+use crate::record::{ValueRef, decode_record};
+use crate::source::TreeId;
+use crate::types::{Budget, CompactProgress, Result, Revision};
+
+pub(crate) fn step(writer: &mut Writer, budget: Budget) -> Result<CompactProgress> {
+    let mut left = budget.events.max(1);
+    if writer.meta.compact_done == writer.meta.compact_revision {
+        return Ok(CompactProgress::Done);
+    }
+    writer.unpublished = true;
+    loop {
+        let Some((first, entry)) = oldest(writer)? else {
+            break;
+        };
+        if entry.last.main >= writer.meta.compact_revision {
+            break;
+        }
+        if left == 0 || !take_apart(writer, &entry, &mut left)? {
+            return Ok(CompactProgress::More);
+        }
+        writer.store.remove(TreeId::E, &index_key(first))?;
+        writer.store.free_run(entry.run)?;
+        writer.meta.sweep = Revision::default();
+    }
+    writer.meta.compact_done = writer.meta.compact_revision;
+    Ok(CompactProgress::Done)
+}
+
+fn oldest(writer: &Writer) -> Result<Option<(Revision, ChunkEntry)>> {
+    let mut cursor = writer.store.cursor(TreeId::E);
+    cursor.seek(&[])?;
+    if !cursor.valid() {
+        return Ok(None);
+    }
+    ChunkEntry::decode(cursor.key(), cursor.value()).map(Some)
+}
+
+/// Drops what the events of a chunk own, from the sweep position on. False: the budget ended
+/// before the chunk did.
+fn take_apart(writer: &mut Writer, entry: &ChunkEntry, left: &mut usize) -> Result<bool> {
+    if entry.deletes == 0 && entry.prev_runs == 0 {
+        *left -= 1;
+        return Ok(true);
+    }
+    let bytes = writer.store.read_run(entry.run)?;
+    let chunk = ChunkView::sealed(&bytes)?;
+    for i in chunk.lower_bound(writer.meta.sweep)..chunk.len() {
+        if *left == 0 {
+            writer.meta.sweep = chunk.rev(i);
+            return Ok(false);
+        }
+        *left -= 1;
+        drop_event(writer, &chunk.event(i)?)?;
+    }
+    Ok(true)
+}
+
+fn drop_event(writer: &mut Writer, event: &EventView<'_>) -> Result<()> {
+    if let Prev::Live(_, live) = event.prev
+        && let ValueRef::Run(run) = live.value
+    {
+        writer.store.free_run(run)?;
+    }
+    if event.new.is_none() && holds_tombstone(writer, event)? {
+        writer.store.remove(TreeId::K, event.key)?;
+    }
+    Ok(())
+}
+
+fn holds_tombstone(writer: &Writer, event: &EventView<'_>) -> Result<bool> {
+    let Some(entry) = writer.store.get(TreeId::K, event.key)? else {
+        return Ok(false);
+    };
+    let record = decode_record(entry.flags, &entry.value)?;
+    Ok(record.live.is_none() && record.rev == event.rev)
+}

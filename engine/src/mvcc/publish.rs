@@ -1,0 +1,176 @@
+//! The shared handle, and how a new view reaches every reader.
+//!
+//! The newest view stands in several mutex-guarded shards. A reader locks the shard of its thread
+//! for one `Arc` clone; the writer replaces shard after shard. No lock is held across anything
+//! else.
+//!
+//! Invariants:
+//! 1. When `publish` returns, every shard has the new view: whoever learns of the publication
+//!    afterwards reads it or a newer one.
+//! 2. What one thread reads never goes back: a thread keeps its shard.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::check::CheckReport;
+use crate::events::log::EventLog;
+use crate::source::{self, Store};
+use crate::types::{Applied, Error, Options, Result, Stats};
+
+use super::Meta;
+use super::view::{View, ViewInner};
+use super::writer::{Pending, Writer};
+
+const SHARDS: usize = 8;
+
+/// The shared, read-only handle of an open engine.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    store: Store,
+    shards: [Shard; SHARDS],
+    durable: Arc<Mutex<DurableApplied>>,
+}
+
+/// Each on cache lines of its own, so that readers on different threads do not contend.
+#[repr(align(128))]
+struct Shard(Mutex<View>);
+
+#[derive(Clone, Copy, Default)]
+struct DurableApplied {
+    newest: Applied,
+    previous: Applied,
+}
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static SHARD: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Every critical section is a plain assignment or clone: poisoned data is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn set_view(&self, view: &View) {
+        for shard in &self.shards {
+            let old = std::mem::replace(&mut *lock(&shard.0), view.clone());
+            // Dropped outside the lock: the last clone of a view frees pages.
+            drop(old);
+        }
+    }
+}
+
+impl Engine {
+    /// Opens the engine in a directory, creating it at revision 1 when there is none. The state
+    /// is that of the newest durable checkpoint: replay the log from `view().applied().index + 1`.
+    pub fn open(options: Options) -> Result<(Engine, Writer)> {
+        let inline_max = options.page_bytes / 4;
+        let (store, mut writer, recovered) = Store::open(source::store_options(&options))?;
+        let meta = if recovered.user_meta.is_empty() {
+            Meta::default()
+        } else {
+            Meta::decode(&recovered.user_meta)?
+        };
+        let view = View {
+            inner: Arc::new(ViewInner {
+                snapshot: writer.publish(),
+                open: None,
+                meta: meta.clone(),
+            }),
+        };
+        // The older meta slot may still be the one to fall back to, so nothing counts as the
+        // previous checkpoint until there is a new one.
+        let durable = Arc::new(Mutex::new(DurableApplied {
+            newest: meta.applied,
+            previous: Applied::default(),
+        }));
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            shards: std::array::from_fn(|_| Shard(Mutex::new(view.clone()))),
+            durable: durable.clone(),
+        });
+        store.on_durable(Box::new(move |state| {
+            let Ok(meta) = Meta::decode(&state.user_meta) else {
+                return;
+            };
+            let mut durable = lock(&durable);
+            *durable = DurableApplied {
+                newest: meta.applied,
+                previous: durable.newest,
+            };
+        }));
+        let writer = Writer {
+            store: writer,
+            shared: shared.clone(),
+            log: EventLog::new(meta.next_seq, options.chunk_bytes),
+            meta,
+            pending: Pending {
+                events: Vec::new(),
+                bytes: 0,
+                bytes_max: options.publish_bytes_max,
+                overflow: false,
+            },
+            broken: false,
+            unpublished: false,
+            inline_max,
+            dirty_bytes_max: options.dirty_bytes_max,
+            scratch: Vec::new(),
+        };
+        Ok((Engine { shared }, writer))
+    }
+
+    /// The newest state.
+    pub fn view(&self) -> View {
+        SHARD.with(|shard| lock(&self.shared.shards[*shard].0).clone())
+    }
+
+    /// Figures about file, cache and contents.
+    pub fn stats(&self) -> Stats {
+        let store = self.shared.store.stats();
+        let view = self.view();
+        let meta = &view.inner.meta;
+        let history = view.reader().history();
+        Stats {
+            file_bytes: store.file_bytes,
+            in_use_bytes: store.in_use_bytes,
+            free_bytes: store.free_bytes,
+            dirty_bytes: store.dirty_bytes,
+            cache_hits: store.cache_hits,
+            cache_misses: store.cache_misses,
+            cache_bytes: store.cache_bytes,
+            checkpoint: self.shared.store.durable().checkpoint,
+            keys: view.count(&crate::KeyRange::all(), 0).unwrap_or(0),
+            events: meta.next_seq - history.first_seq().unwrap_or(meta.next_seq),
+        }
+    }
+
+    /// Waits until checkpoint `checkpoint` or a later one is durable.
+    pub fn wait_durable(&self, checkpoint: u64) -> Result<()> {
+        self.shared
+            .store
+            .wait_durable(checkpoint)
+            .map_err(Error::from)
+    }
+
+    /// The last log entry in the newest durable checkpoint.
+    pub fn durable_applied(&self) -> Applied {
+        lock(&self.shared.durable).newest
+    }
+
+    /// The last log entry in the durable checkpoint before the newest. Log entries up to it are
+    /// not needed any more, even if the newest checkpoint turns out unreadable.
+    pub fn previous_durable_applied(&self) -> Applied {
+        lock(&self.shared.durable).previous
+    }
+
+    /// Reads all of a view and verifies what the record layer promises about it.
+    pub fn check(&self, view: &View) -> Result<CheckReport> {
+        crate::check::check(view)
+    }
+}

@@ -1,0 +1,356 @@
+//! Reads that work alike on a published state and on the writer's working state.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::events::log::OpenChunk;
+use crate::events::scan::{ChunkCache, History, OldVersion};
+use crate::record::{Live, OwnedValue, Record, ValueRef, decode_record};
+use crate::source::{LIVE, Source, TreeId};
+use crate::types::{Error, KeyRange, KeyValue, KvRef, Result, Revision};
+
+/// One state, ready to be read.
+#[derive(Clone, Copy)]
+pub(crate) struct Reader<'a, S> {
+    pub src: &'a S,
+    pub open: Option<&'a OpenChunk>,
+    pub next_seq: u64,
+    /// The newest complete revision.
+    pub revision: i64,
+    pub compact: i64,
+    /// Changes of revision + 1 are in the state too; only reads "at 0" see them.
+    pub changing: bool,
+}
+
+/// Whether values kept in runs are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Values {
+    Load,
+    /// Values in runs are handed out empty.
+    Skip,
+}
+
+type Visitor<'f> = dyn FnMut(KvRef<'_>) -> ControlFlow<()> + 'f;
+
+impl<'a, S: Source> Reader<'a, S> {
+    pub(crate) fn history(&self) -> History<'a, S> {
+        History {
+            src: self.src,
+            open: self.open,
+            next_seq: self.next_seq,
+        }
+    }
+
+    /// None: the state as it is; else the older revision to look for.
+    fn resolve(&self, at: i64) -> Result<Option<i64>> {
+        if at <= 0 {
+            return Ok(None);
+        }
+        if at > self.revision {
+            return Err(Error::Future);
+        }
+        if at < self.compact {
+            return Err(Error::Compacted);
+        }
+        Ok((at < self.revision || self.changing).then_some(at))
+    }
+
+    pub(crate) fn get(&self, key: &[u8], at: i64) -> Result<Option<KeyValue>> {
+        let at = self.resolve(at)?;
+        let Some(entry) = self.src.get(TreeId::K, key)? else {
+            return Ok(None);
+        };
+        let record = decode_record(entry.flags, &entry.value)?;
+        match self.pick(key, &record, at, &mut ChunkCache::default())? {
+            Picked::Nothing => Ok(None),
+            Picked::Newest(live) => self.key_value(key, record.rev.main, &live).map(Some),
+            Picked::Older(old) => Ok(Some(KeyValue {
+                key: Bytes::copy_from_slice(key),
+                create_revision: old.create,
+                mod_revision: old.rev.main,
+                version: old.version,
+                lease: old.lease,
+                value: self.load(old.value)?,
+            })),
+        }
+    }
+
+    /// The version of a K entry that is valid at `at`.
+    fn pick<'r>(
+        &self,
+        key: &[u8],
+        record: &Record<'r>,
+        at: Option<i64>,
+        cache: &mut ChunkCache,
+    ) -> Result<Picked<'r>> {
+        match at {
+            Some(at) if record.rev.main > at => Ok(
+                match self.history().version_at(key, record.rev, at, cache)? {
+                    Some(old) => Picked::Older(old),
+                    None => Picked::Nothing,
+                },
+            ),
+            _ => Ok(record.live.map_or(Picked::Nothing, Picked::Newest)),
+        }
+    }
+
+    fn load(&self, value: OwnedValue) -> Result<Bytes> {
+        match value {
+            OwnedValue::Bytes(bytes) => Ok(bytes),
+            OwnedValue::Run(run) => self.src.read_run(run),
+        }
+    }
+
+    pub(crate) fn key_value(&self, key: &[u8], main: i64, live: &Live<'_>) -> Result<KeyValue> {
+        Ok(KeyValue {
+            key: Bytes::copy_from_slice(key),
+            value: self.load(live.value.to_owned_in(None))?,
+            create_revision: live.create,
+            mod_revision: main,
+            version: live.version,
+            lease: live.lease,
+        })
+    }
+
+    pub(crate) fn visit(
+        &self,
+        range: &KeyRange,
+        at: i64,
+        values: Values,
+        f: &mut Visitor<'_>,
+    ) -> Result<()> {
+        let at = self.resolve(at)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        if let KeyRange::One(key) = range {
+            return self.visit_one(key, at, values, f);
+        }
+        let mut cursor = self.src.cursor(TreeId::K, at.is_none());
+        let mut cache = ChunkCache::default();
+        cursor.seek(range.start())?;
+        while cursor.valid() && range.contains(cursor.key()) {
+            let (key, flags, value) = (cursor.key(), cursor.flags(), cursor.value());
+            if self
+                .show(key, flags, value, at, values, &mut cache, f)?
+                .is_break()
+            {
+                return Ok(());
+            }
+            cursor.next()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn visit_rev(
+        &self,
+        range: &KeyRange,
+        at: i64,
+        values: Values,
+        f: &mut Visitor<'_>,
+    ) -> Result<()> {
+        let at = self.resolve(at)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let mut cursor = self.src.cursor(TreeId::K, at.is_none());
+        let mut cache = ChunkCache::default();
+        match range {
+            KeyRange::One(key) => return self.visit_one(key, at, values, f),
+            KeyRange::Half { end, .. } => cursor.seek_before(end)?,
+            KeyRange::From(_) => cursor.seek_last()?,
+        }
+        while cursor.valid() && range.contains(cursor.key()) {
+            let (key, flags, value) = (cursor.key(), cursor.flags(), cursor.value());
+            if self
+                .show(key, flags, value, at, values, &mut cache, f)?
+                .is_break()
+            {
+                return Ok(());
+            }
+            cursor.prev()?;
+        }
+        Ok(())
+    }
+
+    fn visit_one(
+        &self,
+        key: &[u8],
+        at: Option<i64>,
+        values: Values,
+        f: &mut Visitor<'_>,
+    ) -> Result<()> {
+        if let Some(entry) = self.src.get(TreeId::K, key)? {
+            let mut cache = ChunkCache::default();
+            let _ = self.show(key, entry.flags, &entry.value, at, values, &mut cache, f)?;
+        }
+        Ok(())
+    }
+
+    /// Hands one K entry, as it was at `at`, to `f`.
+    #[allow(clippy::too_many_arguments)]
+    fn show(
+        &self,
+        key: &[u8],
+        flags: u8,
+        value: &[u8],
+        at: Option<i64>,
+        values: Values,
+        cache: &mut ChunkCache,
+        f: &mut Visitor<'_>,
+    ) -> Result<ControlFlow<()>> {
+        if at.is_none() && flags & LIVE == 0 {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let record = decode_record(flags, value)?;
+        let older;
+        let (main, live) = match self.pick(key, &record, at, cache)? {
+            Picked::Nothing => return Ok(ControlFlow::Continue(())),
+            Picked::Newest(live) => (record.rev.main, live),
+            Picked::Older(old) => {
+                older = old;
+                (older.rev.main, older.live())
+            }
+        };
+        let run;
+        let value = match live.value {
+            ValueRef::Inline(bytes) => bytes,
+            ValueRef::Run(_) if values == Values::Skip => &[],
+            ValueRef::Run(at) => {
+                run = self.src.read_run(at)?;
+                &run
+            }
+        };
+        Ok(f(KvRef {
+            key,
+            value,
+            create_revision: live.create,
+            mod_revision: main,
+            version: live.version,
+            lease: live.lease,
+        }))
+    }
+
+    pub(crate) fn count(&self, range: &KeyRange, at: i64) -> Result<u64> {
+        let at = self.resolve(at)?;
+        if range.is_empty() {
+            return Ok(0);
+        }
+        let (start, end) = match range {
+            KeyRange::One(_) => return self.count_visible(range, at),
+            KeyRange::Half { start, end } => (start, Some(&end[..])),
+            KeyRange::From(start) => (start, None),
+        };
+        let now = self.src.count(TreeId::K, start, end)?;
+        let Some(at) = at else { return Ok(now) };
+        let since = Revision {
+            main: at + 1,
+            sub: 0,
+        };
+        // An event of a scan is about as dear as a key; the constant favours the certain cost.
+        if self.history().events_after(since)? <= now.saturating_add(1024) {
+            self.count_by_events(range, since, now)
+        } else {
+            self.count_visible(range, Some(at))
+        }
+    }
+
+    fn count_visible(&self, range: &KeyRange, at: Option<i64>) -> Result<u64> {
+        let mut n = 0;
+        self.visit(range, at.unwrap_or(0), Values::Skip, &mut |_| {
+            n += 1;
+            ControlFlow::Continue(())
+        })?;
+        Ok(n)
+    }
+
+    /// Takes back what the events since a revision did to the number of keys.
+    fn count_by_events(&self, range: &KeyRange, since: Revision, now: u64) -> Result<u64> {
+        let (mut created, mut deleted) = (0u64, 0u64);
+        self.history().scan(since, |event, _| {
+            if range.contains(event.key) {
+                match event.new {
+                    None => deleted += 1,
+                    Some(live) => created += u64::from(live.version == 1),
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        (now + deleted)
+            .checked_sub(created)
+            .ok_or_else(|| Error::Corrupt("history creates more keys than the tree counts".into()))
+    }
+
+    pub(crate) fn lease_keys(&self, lease: i64) -> Result<Vec<Bytes>> {
+        let prefix = lease.to_be_bytes();
+        let mut keys = Vec::new();
+        let mut cursor = self.src.cursor(TreeId::L, false);
+        cursor.seek(&prefix)?;
+        while cursor.valid() {
+            let Some(key) = cursor.key().strip_prefix(&prefix[..]) else {
+                break;
+            };
+            keys.push(Bytes::copy_from_slice(key));
+            cursor.next()?;
+        }
+        Ok(keys)
+    }
+
+    pub(crate) fn sys_get(&self, bucket: u8, key: &[u8]) -> Result<Option<Bytes>> {
+        let Some(entry) = self.src.get(TreeId::S, &sys_key(bucket, key))? else {
+            return Ok(None);
+        };
+        self.sys_value(entry.flags, &entry.value).map(Some)
+    }
+
+    pub(crate) fn sys_scan(
+        &self,
+        bucket: u8,
+        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let mut cursor = self.src.cursor(TreeId::S, false);
+        cursor.seek(&[bucket])?;
+        while cursor.valid() {
+            let Some(key) = cursor.key().strip_prefix(&[bucket]) else {
+                break;
+            };
+            let value = self.sys_value(cursor.flags(), cursor.value())?;
+            if f(key, &value).is_break() {
+                break;
+            }
+            cursor.next()?;
+        }
+        Ok(())
+    }
+
+    fn sys_value(&self, flags: u8, value: &[u8]) -> Result<Bytes> {
+        if flags & crate::record::RUN != 0 {
+            self.src.read_run(crate::record::run_ref(value)?)
+        } else {
+            Ok(Bytes::copy_from_slice(value))
+        }
+    }
+}
+
+/// Key of S.
+pub(crate) fn sys_key(bucket: u8, key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + key.len());
+    out.push(bucket);
+    out.extend_from_slice(key);
+    out
+}
+
+/// Key of L.
+pub(crate) fn lease_key(lease: i64, key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(8 + key.len());
+    out.extend_from_slice(&lease.to_be_bytes());
+    out.extend_from_slice(key);
+    out
+}
+
+enum Picked<'r> {
+    Nothing,
+    Newest(Live<'r>),
+    Older(OldVersion),
+}

@@ -1,0 +1,349 @@
+//! One request's changes: puts and deletes at the next revision, each visible to the reads after.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::events::chunk::Prev;
+use crate::record::{Anchors, Live, Record, ValueRef, decode_record, encode_record};
+use crate::source::{Entry, RunKind, TreeId};
+use crate::types::{Error, Event, EventKind, KeyRange, KeyValue, KvRef, Result, Revision};
+
+use super::Writer;
+use super::reader::{Reader, Values, lease_key};
+
+/// Keys collected before a range delete goes on, and their bytes: what bounds its memory.
+const DELETE_BATCH_KEYS: usize = 256;
+const DELETE_BATCH_BYTES: usize = 256 << 10;
+
+/// An open request. [`Txn::finish`] it; one that is dropped after an error or with unfinished
+/// changes leaves the writer refused.
+pub struct Txn<'w> {
+    writer: &'w mut Writer,
+    main: i64,
+    sub: i64,
+    failed: bool,
+}
+
+impl<'w> Txn<'w> {
+    pub(crate) fn new(writer: &'w mut Writer) -> Txn<'w> {
+        let main = writer.meta.revision + 1;
+        Txn {
+            writer,
+            main,
+            sub: 0,
+            failed: false,
+        }
+    }
+
+    /// The revision before this request.
+    pub fn begin_revision(&self) -> i64 {
+        self.main - 1
+    }
+
+    /// Whether anything was put or deleted so far.
+    pub fn changed(&self) -> bool {
+        self.sub > 0
+    }
+
+    fn read<R>(
+        &self,
+        f: impl FnOnce(Reader<'_, crate::source::StoreWriter>) -> Result<R>,
+    ) -> Result<R> {
+        let open = self.writer.log.published();
+        let mut reader = self.writer.reader(open.as_ref());
+        reader.changing = self.changed();
+        f(reader)
+    }
+
+    /// One key; `at <= 0` is the working state with this request's own changes, otherwise any
+    /// readable revision up to [`Txn::begin_revision`].
+    pub fn get_at(&self, key: &[u8], at: i64) -> Result<Option<KeyValue>> {
+        self.read(|reader| reader.get(key, at))
+    }
+
+    /// One key with this request's own changes.
+    pub fn get(&self, key: &[u8]) -> Result<Option<KeyValue>> {
+        self.get_at(key, 0)
+    }
+
+    /// Live keys of a range in key order; `at` as in [`Txn::get_at`].
+    pub fn visit(
+        &self,
+        range: &KeyRange,
+        at: i64,
+        f: &mut dyn FnMut(KvRef<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.read(|reader| reader.visit(range, at, Values::Load, f))
+    }
+
+    /// As [`Txn::visit`], descending.
+    pub fn visit_rev(
+        &self,
+        range: &KeyRange,
+        at: i64,
+        f: &mut dyn FnMut(KvRef<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.read(|reader| reader.visit_rev(range, at, Values::Load, f))
+    }
+
+    /// As [`Txn::visit`], values stored outside the tree left empty.
+    pub fn visit_keys(
+        &self,
+        range: &KeyRange,
+        at: i64,
+        f: &mut dyn FnMut(KvRef<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.read(|reader| reader.visit(range, at, Values::Skip, f))
+    }
+
+    /// Number of live keys of a range; `at` as in [`Txn::get_at`].
+    pub fn count(&self, range: &KeyRange, at: i64) -> Result<u64> {
+        self.read(|reader| reader.count(range, at))
+    }
+
+    /// Writes a system record within the request.
+    pub fn sys_put(&mut self, bucket: u8, key: &[u8], value: &[u8]) -> Result<()> {
+        self.writer.sys_put(bucket, key, value)
+    }
+
+    /// Deletes a system record within the request.
+    pub fn sys_delete(&mut self, bucket: u8, key: &[u8]) -> Result<bool> {
+        self.writer.sys_delete(bucket, key)
+    }
+
+    /// A system record.
+    pub fn sys_get(&self, bucket: u8, key: &[u8]) -> Result<Option<Bytes>> {
+        self.writer.sys_get(bucket, key)
+    }
+
+    /// Gives `key` a new version and answers the live version it replaced. An error is final for
+    /// the writer.
+    pub fn put(&mut self, key: Bytes, value: Bytes, lease: i64) -> Result<Option<KeyValue>> {
+        if key.is_empty() {
+            return Err(Error::Invalid("a key must not be empty".into()));
+        }
+        self.guarded(|txn| txn.put_inner(key, value, lease))
+    }
+
+    fn put_inner(&mut self, key: Bytes, value: Bytes, lease: i64) -> Result<Option<KeyValue>> {
+        let old = self.writer.store.get(TreeId::K, &key)?;
+        let old = old.as_ref().map(decode).transpose()?;
+        let (create, version) = match old.and_then(|old| old.live) {
+            Some(live) => (live.create, live.version + 1),
+            None => (self.main, 1),
+        };
+        let stored = self.store_value(&key, &value)?;
+        let live = Live {
+            create,
+            version,
+            lease,
+            value: stored,
+        };
+        let prev = self.change(&key, old.as_ref(), Some((&live, &value)), true)?;
+        let pending = &mut self.writer.pending;
+        if !pending.overflow {
+            pending.push(Event {
+                kind: EventKind::Put,
+                revision: Revision {
+                    main: self.main,
+                    sub: self.sub - 1,
+                },
+                kv: KeyValue {
+                    key,
+                    value,
+                    create_revision: create,
+                    mod_revision: self.main,
+                    version,
+                    lease,
+                },
+                prev: prev.clone(),
+            });
+        }
+        Ok(prev)
+    }
+
+    /// Deletes the live keys of a range, in key order, and answers how many there were and, if
+    /// `collect_prev`, what they held. An error is final for the writer.
+    pub fn delete_range(
+        &mut self,
+        range: &KeyRange,
+        collect_prev: bool,
+    ) -> Result<(u64, Vec<KeyValue>)> {
+        self.guarded(|txn| txn.delete_range_inner(range, collect_prev))
+    }
+
+    fn delete_range_inner(
+        &mut self,
+        range: &KeyRange,
+        collect_prev: bool,
+    ) -> Result<(u64, Vec<KeyValue>)> {
+        let mut deleted = 0;
+        let mut prevs = Vec::new();
+        let mut rest = range.clone();
+        loop {
+            let keys = self.next_keys(&rest)?;
+            let Some(last) = keys.last() else { break };
+            // The least key after the last one.
+            let mut behind = last.to_vec();
+            behind.push(0);
+            for key in keys {
+                let prev = self.delete_one(key, collect_prev)?;
+                deleted += 1;
+                prevs.extend(prev.filter(|_| collect_prev));
+            }
+            rest = match rest {
+                KeyRange::One(_) => break,
+                KeyRange::Half { end, .. } => KeyRange::Half {
+                    start: behind.into(),
+                    end,
+                },
+                KeyRange::From(_) => KeyRange::From(behind.into()),
+            };
+        }
+        Ok((deleted, prevs))
+    }
+
+    /// The first few live keys of a range.
+    fn next_keys(&self, range: &KeyRange) -> Result<Vec<Bytes>> {
+        let mut keys = Vec::new();
+        let mut bytes = 0;
+        let reader = self.writer.reader(None);
+        reader.visit(range, 0, Values::Skip, &mut |kv| {
+            keys.push(Bytes::copy_from_slice(kv.key));
+            bytes += kv.key.len();
+            if keys.len() >= DELETE_BATCH_KEYS || bytes >= DELETE_BATCH_BYTES {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        Ok(keys)
+    }
+
+    fn delete_one(&mut self, key: Bytes, want_prev: bool) -> Result<Option<KeyValue>> {
+        let old = self.writer.store.get(TreeId::K, &key)?;
+        let old = old.as_ref().map(decode).transpose()?;
+        let want_event = !self.writer.pending.overflow;
+        let prev = self.change(&key, old.as_ref(), None, want_prev || want_event)?;
+        if want_event {
+            self.writer.pending.push(Event {
+                kind: EventKind::Delete,
+                revision: Revision {
+                    main: self.main,
+                    sub: self.sub - 1,
+                },
+                kv: KeyValue {
+                    key,
+                    mod_revision: self.main,
+                    ..KeyValue::default()
+                },
+                prev: prev.clone(),
+            });
+        }
+        Ok(prev)
+    }
+
+    fn store_value<'v>(&mut self, key: &[u8], value: &'v Bytes) -> Result<ValueRef<'v>> {
+        if value.len() <= self.writer.inline_max {
+            return Ok(ValueRef::Inline(value));
+        }
+        let mut owner = [0; 16];
+        owner[..8].copy_from_slice(&(self.main as u64).to_be_bytes());
+        owner[8..].copy_from_slice(&(self.sub as u64).to_be_bytes());
+        let store = &mut self.writer.store;
+        let run = store.write_run(RunKind::Value, key, owner, value.clone())?;
+        Ok(ValueRef::Run(run))
+    }
+
+    /// Records one change of one key in K, E, L and the rolling hash.
+    fn change(
+        &mut self,
+        key: &Bytes,
+        old: Option<&Record<'_>>,
+        new: Option<(&Live<'_>, &[u8])>,
+        want_prev: bool,
+    ) -> Result<Option<KeyValue>> {
+        let rev = Revision {
+            main: self.main,
+            sub: self.sub,
+        };
+        let hashed = new.map(|(live, value)| (live.version, live.lease, value));
+        let new = new.map(|(live, _)| live);
+        let writer = &mut *self.writer;
+        let anchors = match old {
+            Some(old) => Anchors::after(old, rev)?,
+            None => Anchors::first(),
+        };
+        let prev = match old {
+            None => Prev::None,
+            Some(Record { rev, live, .. }) => match live {
+                Some(live) => Prev::Live(*rev, *live),
+                None => Prev::Tombstone(*rev),
+            },
+        };
+        let prev_kv = match prev {
+            Prev::Live(rev, live) if want_prev => {
+                let mut kv = writer.reader(None).key_value(key, rev.main, &live)?;
+                kv.key = key.clone();
+                Some(kv)
+            }
+            _ => None,
+        };
+        writer.scratch.clear();
+        let flags = encode_record(rev, &anchors, new, &mut writer.scratch);
+        writer
+            .store
+            .insert(TreeId::K, key, flags, &writer.scratch)?;
+        writer
+            .log
+            .append(&mut writer.store, rev, key, &anchors, new, &prev)?;
+        let old_lease = old.and_then(|old| old.live).map_or(0, |live| live.lease);
+        let new_lease = new.map_or(0, |live| live.lease);
+        if old_lease != new_lease {
+            if old_lease != 0 {
+                writer.store.remove(TreeId::L, &lease_key(old_lease, key))?;
+            }
+            if new_lease != 0 {
+                let at = lease_key(new_lease, key);
+                writer
+                    .store
+                    .insert(TreeId::L, &at, crate::source::LIVE, &[])?;
+            }
+        }
+        writer.meta.rolling = crate::hash::rolling::change(writer.meta.rolling, rev, key, hashed);
+        self.sub += 1;
+        Ok(prev_kv)
+    }
+
+    /// Runs a change; its failure marks the transaction failed.
+    fn guarded<R>(&mut self, f: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        self.writer.check_usable()?;
+        self.writer.unpublished = true;
+        self.failed = true;
+        let result = f(self)?;
+        self.failed = false;
+        Ok(result)
+    }
+
+    /// Ends the request and answers the revision after it: one more if anything changed.
+    pub fn finish(self) -> i64 {
+        if self.changed() && !self.failed {
+            self.writer.meta.revision = self.main;
+        }
+        self.writer.meta.revision
+    }
+}
+
+impl Drop for Txn<'_> {
+    fn drop(&mut self) {
+        let finished = self.writer.meta.revision == self.main || !self.changed();
+        if self.failed || !finished {
+            self.writer.broken = true;
+        }
+    }
+}
+
+fn decode(entry: &Entry) -> Result<Record<'_>> {
+    decode_record(entry.flags, &entry.value)
+}

@@ -1,0 +1,275 @@
+//! The one writer: working state, system records, compaction steps, publication, checkpoints.
+//!
+//! Invariants:
+//! 1. A state is published only between transactions, so every view holds whole revisions.
+//! 2. A transaction that fails or panics half-way leaves the writer refused: nothing is published
+//!    or checkpointed from it again. The last durable checkpoint and the log repair it.
+//! 3. A checkpoint is of a published state. The open chunk is sealed first, which moves bytes but
+//!    changes nothing a reader can see.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::events::log::{EventLog, OpenChunk};
+use crate::record::{RUN, run_ref};
+use crate::source::{LIVE, RunKind, StoreWriter, TreeId};
+use crate::types::{Applied, Budget, CompactError, CompactProgress, Error, Event, Result};
+
+use super::publish::Shared;
+use super::reader::{Reader, sys_key};
+use super::state::BLOB_BYTES_MAX;
+use super::view::{View, ViewInner};
+use super::{Meta, Txn};
+
+/// What a publication hands on.
+#[derive(Clone)]
+pub struct Published {
+    /// The new newest state.
+    pub view: View,
+    /// The events since the last publication, in order. Empty when `overflow`.
+    pub events: Arc<[Event]>,
+    /// There were more events than [`Options::publish_bytes_max`](crate::Options) allows to hold
+    /// in memory; read them from the view, from the revision after the last publication's.
+    pub overflow: bool,
+}
+
+/// The only handle that changes the engine's state. Not shared; its calls do not wait for
+/// readers, and for the disk only when a page is not cached.
+pub struct Writer {
+    pub(crate) store: StoreWriter,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) log: EventLog,
+    /// The working state's numbers.
+    pub(crate) meta: Meta,
+    pub(crate) pending: Pending,
+    /// A transaction began and has not finished.
+    pub(crate) broken: bool,
+    /// Something changed since the last publication.
+    pub(crate) unpublished: bool,
+    pub(crate) inline_max: usize,
+    pub(crate) dirty_bytes_max: u64,
+    pub(crate) scratch: Vec<u8>,
+}
+
+/// Events gathered for the next publication, within a bound.
+pub(crate) struct Pending {
+    pub events: Vec<Event>,
+    pub bytes: usize,
+    pub bytes_max: usize,
+    pub overflow: bool,
+}
+
+impl Pending {
+    pub(crate) fn push(&mut self, event: Event) {
+        let size = |value: &Bytes| 128 + value.len();
+        self.bytes += event.kv.key.len()
+            + size(&event.kv.value)
+            + event.prev.as_ref().map_or(0, |prev| size(&prev.value));
+        self.events.push(event);
+        if self.bytes > self.bytes_max {
+            self.overflow = true;
+            self.events = Vec::new();
+        }
+    }
+}
+
+impl Writer {
+    /// The newest revision of the working state.
+    pub fn revision(&self) -> i64 {
+        self.meta.revision
+    }
+
+    /// The compact revision of the working state; -1 before the first compaction.
+    pub fn compact_revision(&self) -> i64 {
+        self.meta.compact_revision
+    }
+
+    /// The last compact revision that is physically done.
+    pub fn compact_done(&self) -> i64 {
+        self.meta.compact_done
+    }
+
+    /// A hash of every change ever applied.
+    pub fn rolling_hash(&self) -> u64 {
+        self.meta.rolling
+    }
+
+    /// Begins one request. All its changes share the next revision.
+    pub fn txn(&mut self) -> Txn<'_> {
+        Txn::new(self)
+    }
+
+    pub(crate) fn reader<'a>(&'a self, open: Option<&'a OpenChunk>) -> Reader<'a, StoreWriter> {
+        Reader {
+            src: &self.store,
+            open,
+            next_seq: self.log.next_seq(),
+            revision: self.meta.revision,
+            compact: self.meta.compact_revision,
+            changing: false,
+        }
+    }
+
+    /// Writes a system record: alarms, leases, members, auth, counters.
+    pub fn sys_put(&mut self, bucket: u8, key: &[u8], value: &[u8]) -> Result<()> {
+        self.check_usable()?;
+        self.unpublished = true;
+        let key = sys_key(bucket, key);
+        self.free_sys_run(&key)?;
+        if value.len() <= self.inline_max {
+            self.store.insert(TreeId::S, &key, LIVE, value)?;
+        } else {
+            let bytes = Bytes::copy_from_slice(value);
+            let run = self.store.write_run(RunKind::Value, &key, [0; 16], bytes)?;
+            self.store
+                .insert(TreeId::S, &key, LIVE | RUN, &run.to_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a system record; answers whether it existed.
+    pub fn sys_delete(&mut self, bucket: u8, key: &[u8]) -> Result<bool> {
+        self.check_usable()?;
+        self.unpublished = true;
+        let key = sys_key(bucket, key);
+        self.free_sys_run(&key)?;
+        Ok(self.store.remove(TreeId::S, &key)?)
+    }
+
+    fn free_sys_run(&mut self, key: &[u8]) -> Result<()> {
+        if let Some(entry) = self.store.get(TreeId::S, key)?
+            && entry.flags & RUN != 0
+        {
+            self.store.free_run(run_ref(&entry.value)?)?;
+        }
+        Ok(())
+    }
+
+    /// A system record of the working state.
+    pub fn sys_get(&self, bucket: u8, key: &[u8]) -> Result<Option<Bytes>> {
+        self.reader(None).sys_get(bucket, key)
+    }
+
+    /// The system records of a bucket of the working state, in key order.
+    pub fn sys_scan(
+        &self,
+        bucket: u8,
+        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.reader(None).sys_scan(bucket, f)
+    }
+
+    /// The keys attached to a lease in the working state, in key order.
+    pub fn lease_keys(&self, lease: i64) -> Result<Vec<Bytes>> {
+        self.reader(None).lease_keys(lease)
+    }
+
+    /// Refuses reads below `rev` from the next publication on. The history below it is dropped
+    /// by [`Writer::compact_step`].
+    pub fn compact(&mut self, rev: i64) -> std::result::Result<(), CompactError> {
+        if rev <= self.meta.compact_revision {
+            return Err(CompactError::Compacted);
+        }
+        if rev > self.meta.revision {
+            return Err(CompactError::Future);
+        }
+        self.meta.compact_revision = rev;
+        self.meta.rolling = crate::hash::rolling::compaction(self.meta.rolling, rev);
+        self.unpublished = true;
+        Ok(())
+    }
+
+    /// Does a slice of the physical part of compaction.
+    pub fn compact_step(&mut self, budget: Budget) -> Result<CompactProgress> {
+        self.check_usable()?;
+        crate::compaction::step(self, budget)
+    }
+
+    /// Makes the working state the newest view, as of log entry `applied`. Returns when every
+    /// reader that asks from now on gets it. `meta` is an opaque blob of at most 1 KiB.
+    ///
+    /// # Panics
+    /// When a transaction failed half-way, or `meta` is too long.
+    pub fn publish(&mut self, applied: Applied, meta: &[u8]) -> Published {
+        assert!(
+            !self.broken,
+            "a transaction failed half-way; its state must not be seen"
+        );
+        assert!(
+            meta.len() <= BLOB_BYTES_MAX,
+            "the server's blob is too long"
+        );
+        debug_assert!(applied.index >= self.meta.applied.index);
+        self.meta.applied = applied;
+        if self.meta.blob != meta {
+            self.meta.blob = Bytes::copy_from_slice(meta);
+        }
+        let view = self.publish_view();
+        let overflow = std::mem::take(&mut self.pending.overflow);
+        let events = std::mem::take(&mut self.pending.events);
+        self.pending.bytes = 0;
+        Published {
+            view,
+            events: Arc::from(events),
+            overflow,
+        }
+    }
+
+    pub(crate) fn publish_view(&mut self) -> View {
+        self.meta.next_seq = self.log.next_seq();
+        let view = View {
+            inner: Arc::new(ViewInner {
+                snapshot: self.store.publish(),
+                open: self.log.published(),
+                meta: self.meta.clone(),
+            }),
+        };
+        self.unpublished = false;
+        self.shared.set_view(&view);
+        view
+    }
+
+    /// Starts a checkpoint of the last published state and answers its number, or None while
+    /// one is being written. Call it right after [`Writer::publish`]: changes that are not
+    /// published are an error.
+    pub fn checkpoint(&mut self) -> Result<Option<u64>> {
+        self.check_usable()?;
+        if self.unpublished {
+            return Err(Error::Invalid(
+                "checkpoint of changes that are not published".into(),
+            ));
+        }
+        if self.store.checkpoint_running() {
+            return Ok(None);
+        }
+        self.log.seal(&mut self.store)?;
+        self.publish_view();
+        Ok(Some(self.store.checkpoint(self.meta.encode())?))
+    }
+
+    /// Whether enough has changed for a checkpoint.
+    pub fn checkpoint_due(&self) -> bool {
+        self.dirty_bytes() >= self.dirty_bytes_max && !self.store.checkpoint_running()
+    }
+
+    /// Bytes changed in memory since the last checkpoint.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.store.dirty_bytes()
+    }
+
+    /// Gives free space at the end of the file back after the next two checkpoints.
+    pub fn shrink(&mut self) {
+        self.store.request_shrink();
+    }
+
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        if self.broken {
+            return Err(Error::Invalid(
+                "a transaction failed half-way; the state must be reopened".into(),
+            ));
+        }
+        Ok(())
+    }
+}
