@@ -14,4 +14,6 @@ pub mod membership;
 pub mod metrics;
 pub mod node;
 pub mod status;
+#[cfg(test)]
+pub mod testing;
 pub mod version;

@@ -1,10 +1,123 @@
-//! The services: requests in, responses or a status out.
+//! The services: plain async functions, request in, response or status out.
 //!
-//! Handlers know neither HTTP/2 nor the runtime that drives them.
+//! Handlers know neither HTTP/2 nor the runtime that drives them; the gRPC layer, the JSON gateway and
+//! tests call them alike. Each file holds one service of etcd's API.
+//!
+//! Invariants:
+//! 1. Checks run in etcd's order: learner rule, leader requirement, local quota, shape of the request,
+//!    then the node's own (back-pressure, size, consensus, apply).
+//! 2. A read takes one view and answers from it alone, so a response never mixes two states.
+//! 3. Long scans (hashes) run on a thread of their own, one at a time.
 
+pub mod auth;
+pub mod cluster;
 pub mod context;
+pub mod kv;
+pub mod maintenance;
 pub mod reply;
 pub mod stream;
+pub mod validate;
 
 pub use context::RequestCtx;
 pub use reply::{Encoded, Reply};
+
+use crate::apply::Counters;
+use crate::limits::Limits;
+use crate::node::Node;
+use crate::status::{Code, Status, errors};
+use maintenance::HashCache;
+use quorate_proto::etcdserverpb as pb;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, oneshot};
+
+/// The services of one member, on top of its node. Cheap to share behind an `Arc`.
+pub struct Api<N> {
+    pub(crate) node: N,
+    pub(crate) limits: Limits,
+    counters: Arc<Counters>,
+    hashes: HashCache,
+    /// One permit: a scan of the whole store at a time.
+    scans: Arc<Semaphore>,
+}
+
+impl<N: Node> Api<N> {
+    /// The services of `node`. `counters` are those of its applier.
+    pub fn new(node: N, limits: Limits, counters: Arc<Counters>) -> Api<N> {
+        Api {
+            node,
+            limits,
+            counters,
+            hashes: HashCache::default(),
+            scans: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// The node underneath.
+    pub fn node(&self) -> &N {
+        &self.node
+    }
+
+    /// The checks that come before any look at the request.
+    pub(crate) fn admit(&self, ctx: &RequestCtx, learner: Learner) -> Result<(), Status> {
+        let status = self.node.status();
+        if status.is_learner && learner == Learner::Refuses {
+            return Err(errors::NOT_SUPPORTED_FOR_LEARNER);
+        }
+        if ctx.has_leader && status.leader == 0 {
+            return Err(errors::NO_LEADER);
+        }
+        Ok(())
+    }
+
+    /// Fills in who answers; the revision was set where the answer was made.
+    pub(crate) fn complete(&self, header: &mut Option<pb::ResponseHeader>) {
+        let revision = header.as_ref().map_or(0, |h| h.revision);
+        *header = Some(self.node.header(revision));
+    }
+
+    /// Runs a scan of the store off the caller's thread, waiting for its turn first.
+    async fn scan<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let failed = |what: String| Status::new(Code::Internal, what);
+        let turn = self.scans.clone().acquire_owned().await;
+        let turn = turn.map_err(|e| failed(e.to_string()))?;
+        let (done, result) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("scan".into())
+            .spawn(move || {
+                // A caller that went away does not need the result.
+                let _ = done.send(work());
+                drop(turn);
+            })
+            .map_err(|e| failed(format!("cannot start a thread: {e}")))?;
+        result
+            .await
+            .map_err(|_| failed("the scan ended without a result".into()))
+    }
+}
+
+/// Whether a member that does not vote serves a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Learner {
+    Serves,
+    Refuses,
+}
+
+/// What a client sees of an engine error on the read path.
+pub(crate) fn engine_status(error: engine::Error) -> Status {
+    match error {
+        engine::Error::Compacted => errors::COMPACTED,
+        engine::Error::Future => errors::FUTURE_REV,
+        engine::Error::Corrupt(_) => Status::new(Code::DataLoss, error.to_string()),
+        engine::Error::Io(_) | engine::Error::Invalid(_) => {
+            Status::new(Code::Internal, error.to_string())
+        }
+    }
+}
+
+/// An answer of the wrong kind: the id of a proposal was mixed up. Never seen; not worth a crash.
+pub(crate) fn mismatched() -> Status {
+    Status::fixed(Code::Internal, "the answer does not belong to this request")
+}

@@ -1,0 +1,304 @@
+//! The KV service: Range, Put, DeleteRange, Txn, Compact.
+//!
+//! Range is the hottest call there is: its key-values go from the tree's pages straight into the
+//! encoded response.
+
+use super::{Api, Encoded, Learner, RequestCtx, engine_status, mismatched, validate};
+use crate::apply::range::{Reads, Sink, range};
+use crate::apply::txn::{self, Ops};
+use crate::apply::{Alarms, Failure, LeaseSet, Reply, cost};
+use crate::node::Node;
+use crate::status::{Status, errors};
+use bytes::{Bytes, BytesMut};
+use engine::KvRef;
+use prost::Message;
+use prost::encoding::{encode_varint, encoded_len_varint};
+use quorate_proto::etcdserverpb as pb;
+use quorate_proto::etcdserverpb::AlarmType;
+use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
+
+impl<N: Node> Api<N> {
+    /// Range, encoded. Linearizable unless the request says serializable.
+    pub async fn range(&self, ctx: &RequestCtx, r: pb::RangeRequest) -> Result<Encoded, Status> {
+        let learner = if r.serializable {
+            Learner::Serves
+        } else {
+            Learner::Refuses
+        };
+        self.admit(ctx, learner)?;
+        validate::range(&r)?;
+        if !r.serializable {
+            self.node.linearizable().await?;
+        }
+        let view = self.node.engine().view();
+        self.counters.add(&Ops {
+            ranges: 1,
+            ..Default::default()
+        });
+        if r.revision > view.revision() {
+            return Err(errors::FUTURE_REV);
+        }
+        if r.revision > 0 && r.revision < view.compact_revision() {
+            return Err(errors::COMPACTED);
+        }
+        encode_range(&view, &self.node.header(view.revision()), &r).map_err(engine_status)
+    }
+
+    /// Put.
+    pub async fn put(
+        &self,
+        ctx: &RequestCtx,
+        r: pb::PutRequest,
+    ) -> Result<pb::PutResponse, Status> {
+        self.admit(ctx, Learner::Refuses)?;
+        self.check_quota(cost::put(&r)).await?;
+        validate::put(&r)?;
+        let request = pb::InternalRaftRequest {
+            put: Some(r),
+            ..Default::default()
+        };
+        match self.propose(request).await? {
+            Reply::Put(mut response) => {
+                self.complete(&mut response.header);
+                Ok(response)
+            }
+            _ => Err(mismatched()),
+        }
+    }
+
+    /// DeleteRange.
+    pub async fn delete_range(
+        &self,
+        ctx: &RequestCtx,
+        r: pb::DeleteRangeRequest,
+    ) -> Result<pb::DeleteRangeResponse, Status> {
+        self.admit(ctx, Learner::Refuses)?;
+        validate::delete_range(&r)?;
+        let request = pb::InternalRaftRequest {
+            delete_range: Some(r),
+            ..Default::default()
+        };
+        match self.propose(request).await? {
+            Reply::DeleteRange(mut response) => {
+                self.complete(&mut response.header);
+                Ok(response)
+            }
+            _ => Err(mismatched()),
+        }
+    }
+
+    /// Txn. One that can only read is answered from a view without a log entry.
+    pub async fn txn(
+        &self,
+        ctx: &RequestCtx,
+        r: pb::TxnRequest,
+    ) -> Result<pb::TxnResponse, Status> {
+        self.admit(ctx, Learner::Refuses)?;
+        self.check_quota(cost::txn_deep(&r)).await?;
+        validate::txn(&r, self.limits.txn_ops_max)?;
+        let mut response = if validate::txn_is_read_only(&r) {
+            if !validate::txn_is_serializable(&r) {
+                self.node.linearizable().await?;
+            }
+            self.txn_on_view(&r)?
+        } else {
+            let request = pb::InternalRaftRequest {
+                txn: Some(r),
+                ..Default::default()
+            };
+            match self.propose(request).await? {
+                Reply::Txn(response) => response,
+                _ => return Err(mismatched()),
+            }
+        };
+        self.complete(&mut response.header);
+        Ok(response)
+    }
+
+    fn txn_on_view(&self, r: &pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+        let view = self.node.engine().view();
+        let mut ops = Ops::default();
+        let mut run = || -> Result<pb::TxnResponse, Failure> {
+            let path = txn::decide(&view, r)?;
+            let no_puts = LeaseSet::default();
+            txn::check(&view, r, &path, view.compact_revision(), &no_puts)?;
+            Ok(txn::read(&view, r, &path, &mut ops)?)
+        };
+        let result = run().map_err(|failure| match failure {
+            Failure::Status(status) => status,
+            Failure::Engine(error) => engine_status(error),
+        });
+        self.counters.add(&ops);
+        result
+    }
+
+    /// Compact. The physical form returns once the history is gone from the disk.
+    pub async fn compact(
+        &self,
+        ctx: &RequestCtx,
+        r: pb::CompactionRequest,
+    ) -> Result<pb::CompactionResponse, Status> {
+        self.admit(ctx, Learner::Refuses)?;
+        let hash = self.hash_before_compaction(r.revision).await;
+        let request = pb::InternalRaftRequest {
+            compaction: Some(r),
+            ..Default::default()
+        };
+        let mut response = match self.propose(request).await? {
+            Reply::Compact(response) => response,
+            _ => return Err(mismatched()),
+        };
+        if let Some(hash) = hash {
+            self.hashes.remember(hash);
+        }
+        if r.physical {
+            self.node.compacted(r.revision).await?;
+        }
+        self.complete(&mut response.header);
+        Ok(response)
+    }
+
+    /// Proposes and, when apply reports that this member has reached its quota, raises the alarm.
+    pub(crate) async fn propose(&self, request: pb::InternalRaftRequest) -> Result<Reply, Status> {
+        let result = self.node.propose(request).await;
+        if matches!(&result, Err(status) if *status == errors::NO_SPACE) {
+            self.raise_no_space().await?;
+        }
+        result
+    }
+
+    /// Refuses what would take the store to its quota, and raises the alarm. Called before the request
+    /// is looked at, as in etcd; nothing is proposed but the alarm.
+    pub(crate) async fn check_quota(&self, cost: u64) -> Result<(), Status> {
+        if cost == 0 || !cost::reaches_quota(&self.limits, &self.counters, self.node.engine(), cost)
+        {
+            return Ok(());
+        }
+        self.raise_no_space().await?;
+        Err(errors::NO_SPACE)
+    }
+
+    /// Logs the NOSPACE alarm of this member unless it stands already.
+    async fn raise_no_space(&self) -> Result<(), Status> {
+        let member_id = self.node.identity().member_id;
+        let alarms = Alarms::load(&self.node.engine().view()).map_err(engine_status)?;
+        if alarms.has(member_id, AlarmType::Nospace) {
+            return Ok(());
+        }
+        let alarm = pb::AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id,
+            alarm: AlarmType::Nospace as i32,
+        };
+        let request = pb::InternalRaftRequest {
+            alarm: Some(alarm),
+            ..Default::default()
+        };
+        self.node.propose(request).await.map(|_| ())
+    }
+}
+
+/// Bodies up to this size go into the copied head of a reply.
+const HEAD_BYTES_MAX: usize = 4096;
+
+/// Answers a checked request from a state, encoded as a `RangeResponse`.
+pub fn encode_range<R: Reads>(
+    reads: &R,
+    header: &pb::ResponseHeader,
+    r: &pb::RangeRequest,
+) -> engine::Result<Encoded> {
+    let mut encoder = Encoder(BytesMut::with_capacity(512));
+    prost::encoding::message::encode(1, header, &mut encoder.0);
+    let summary = range(reads, r, &mut encoder)?;
+    let mut out = encoder.0;
+    if summary.more {
+        out.extend_from_slice(&[3 << 3, 1]);
+    }
+    if summary.count != 0 {
+        encode_varint(4 << 3, &mut out);
+        encode_varint(summary.count as u64, &mut out);
+    }
+    let body = out.freeze();
+    Ok(if body.len() <= HEAD_BYTES_MAX {
+        Encoded {
+            head: body,
+            tail: Vec::new(),
+        }
+    } else {
+        Encoded {
+            head: Bytes::new(),
+            tail: vec![body],
+        }
+    })
+}
+
+/// Reads an encoded response back, for callers inside the server.
+pub fn decode_range(encoded: &Encoded) -> Result<pb::RangeResponse, prost::DecodeError> {
+    match &encoded.tail[..] {
+        [] => pb::RangeResponse::decode(encoded.head.clone()),
+        [body] if encoded.head.is_empty() => pb::RangeResponse::decode(body.clone()),
+        _ => {
+            let mut whole = BytesMut::from(&encoded.head[..]);
+            for piece in &encoded.tail {
+                whole.extend_from_slice(piece);
+            }
+            pb::RangeResponse::decode(whole.freeze())
+        }
+    }
+}
+
+/// Writes the repeated field `kvs` of a `RangeResponse`: fields in ascending order, zeros left out, as
+/// every protobuf encoder does.
+struct Encoder(BytesMut);
+
+impl Encoder {
+    fn number(&mut self, tag: u8, n: i64) {
+        if n != 0 {
+            self.0.extend_from_slice(&[tag << 3]);
+            encode_varint(n as u64, &mut self.0);
+        }
+    }
+
+    fn bytes(&mut self, tag: u8, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.0.extend_from_slice(&[tag << 3 | 2]);
+            encode_varint(bytes.len() as u64, &mut self.0);
+            self.0.extend_from_slice(bytes);
+        }
+    }
+}
+
+fn number_len(n: i64) -> usize {
+    if n == 0 {
+        0
+    } else {
+        1 + encoded_len_varint(n as u64)
+    }
+}
+
+fn bytes_len(bytes: &[u8]) -> usize {
+    match bytes.len() {
+        0 => 0,
+        n => 1 + encoded_len_varint(n as u64) + n,
+    }
+}
+
+impl Sink for Encoder {
+    fn push(&mut self, kv: KvRef<'_>) {
+        let len = bytes_len(kv.key)
+            + number_len(kv.create_revision)
+            + number_len(kv.mod_revision)
+            + number_len(kv.version)
+            + bytes_len(kv.value)
+            + number_len(kv.lease);
+        self.0.reserve(len + 6);
+        self.0.extend_from_slice(&[2 << 3 | 2]);
+        encode_varint(len as u64, &mut self.0);
+        self.bytes(1, kv.key);
+        self.number(2, kv.create_revision);
+        self.number(3, kv.mod_revision);
+        self.number(4, kv.version);
+        self.bytes(5, kv.value);
+        self.number(6, kv.lease);
+    }
+}

@@ -1,0 +1,200 @@
+//! The Maintenance service: Status, Alarm, Defragment, Hash, HashKV, MoveLeader.
+
+use super::{Api, Learner, RequestCtx, engine_status, mismatched};
+use crate::apply::{Alarms, Reply};
+use crate::node::Node;
+use crate::status::{Code, Status, errors};
+use crate::{membership, version};
+use engine::HashKv;
+use quorate_proto::etcdserverpb as pb;
+use quorate_proto::etcdserverpb::AlarmType;
+use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+/// Hashes of compacted revisions kept.
+const HASHES_MAX: usize = 10;
+
+/// A store up to this size is hashed before each compaction so that HashKV of the compacted revision
+/// answers as etcd does. Beyond, the scan would cost more than the answer is worth, and HashKV(C) is
+/// computed from what the compaction left.
+const HASH_BEFORE_COMPACTION_BYTES_MAX: u64 = 64 << 20;
+
+/// The hashes at the newest compacted revisions, each taken just before its compaction.
+#[derive(Debug, Default)]
+pub(super) struct HashCache(Mutex<VecDeque<HashKv>>);
+
+impl HashCache {
+    /// Adds one, dropping the oldest beyond the bound.
+    pub fn remember(&self, hash: HashKv) {
+        let mut kept = self.0.lock().unwrap_or_else(|p| p.into_inner());
+        if kept.len() == HASHES_MAX {
+            kept.pop_front();
+        }
+        kept.push_back(hash);
+    }
+
+    /// The hash taken when `revision` was compacted.
+    fn at(&self, revision: i64) -> Option<HashKv> {
+        let kept = self.0.lock().unwrap_or_else(|p| p.into_inner());
+        kept.iter().find(|h| h.hash_revision == revision).copied()
+    }
+}
+
+impl<N: Node> Api<N> {
+    /// Status. Needs no leader.
+    pub async fn status(
+        &self,
+        ctx: &RequestCtx,
+        _: pb::StatusRequest,
+    ) -> Result<pb::StatusResponse, Status> {
+        self.admit(ctx, Learner::Serves)?;
+        let view = self.node.engine().view();
+        let stats = self.node.engine().stats();
+        let node = self.node.status();
+        let mut problems = Vec::new();
+        if node.leader == 0 {
+            problems.push(errors::NO_LEADER.message.into_owned());
+        }
+        for alarm in Alarms::load(&view).map_err(engine_status)?.list(0, 0) {
+            problems.push(alarm_text(&alarm));
+        }
+        Ok(pb::StatusResponse {
+            header: Some(self.node.header(view.revision())),
+            version: version::SERVER.into(),
+            db_size: stats.file_bytes as i64,
+            leader: node.leader,
+            raft_index: node.committed,
+            raft_term: node.term,
+            raft_applied_index: node.applied,
+            errors: problems,
+            db_size_in_use: stats.in_use_bytes as i64,
+            is_learner: node.is_learner,
+            storage_version: version::STORAGE.into(),
+            db_size_quota: self.limits.quota_bytes.unwrap_or(0),
+            downgrade_info: Some(pb::DowngradeInfo::default()),
+        })
+    }
+
+    /// Alarm. Listing reads the state; the other actions go through the log.
+    pub async fn alarm(
+        &self,
+        ctx: &RequestCtx,
+        r: pb::AlarmRequest,
+    ) -> Result<pb::AlarmResponse, Status> {
+        self.admit(ctx, Learner::Refuses)?;
+        if r.action == AlarmAction::Get as i32 {
+            self.node.linearizable().await?;
+            let view = self.node.engine().view();
+            let alarms = Alarms::load(&view).map_err(engine_status)?;
+            return Ok(pb::AlarmResponse {
+                header: Some(self.node.header(view.revision())),
+                alarms: alarms.list(r.alarm, r.member_id),
+            });
+        }
+        let request = pb::InternalRaftRequest {
+            alarm: Some(r),
+            ..Default::default()
+        };
+        match self.node.propose(request).await? {
+            Reply::Alarm(mut response) => {
+                self.complete(&mut response.header);
+                Ok(response)
+            }
+            _ => Err(mismatched()),
+        }
+    }
+
+    /// Defragment. The response carries no header, as etcd's does not.
+    pub async fn defragment(
+        &self,
+        ctx: &RequestCtx,
+        _: pb::DefragmentRequest,
+    ) -> Result<pb::DefragmentResponse, Status> {
+        self.admit(ctx, Learner::Refuses)?;
+        self.node.defragment().await?;
+        Ok(pb::DefragmentResponse { header: None })
+    }
+
+    /// Hash: equal on members that applied the same log. Comparable with no other server's.
+    pub async fn hash(
+        &self,
+        ctx: &RequestCtx,
+        _: pb::HashRequest,
+    ) -> Result<pb::HashResponse, Status> {
+        self.admit(ctx, Learner::Refuses)?;
+        let view = self.node.engine().view();
+        let hash = view.rolling_hash();
+        Ok(pb::HashResponse {
+            header: Some(self.node.header(view.revision())),
+            hash: (hash ^ (hash >> 32)) as u32,
+        })
+    }
+
+    /// HashKV: etcd's hash of the history up to a revision.
+    pub async fn hash_kv(
+        &self,
+        ctx: &RequestCtx,
+        r: pb::HashKvRequest,
+    ) -> Result<pb::HashKvResponse, Status> {
+        self.admit(ctx, Learner::Refuses)?;
+        let view = self.node.engine().view();
+        let header = self.node.header(view.revision());
+        let hash = match self.hashes.at(r.revision) {
+            Some(hash) => hash,
+            None => self
+                .scan(move || view.hash_kv(r.revision))
+                .await?
+                .map_err(engine_status)?,
+        };
+        Ok(pb::HashKvResponse {
+            header: Some(header),
+            hash: hash.hash,
+            compact_revision: hash.compact_revision,
+            hash_revision: hash.hash_revision,
+        })
+    }
+
+    /// The hash to remember for a compaction about to be proposed; `None` when it cannot succeed or
+    /// the store is too large.
+    pub(super) async fn hash_before_compaction(&self, revision: i64) -> Option<HashKv> {
+        let view = self.node.engine().view();
+        let sensible =
+            revision > 0 && revision > view.compact_revision() && revision <= view.revision();
+        if !sensible || self.node.engine().stats().in_use_bytes > HASH_BEFORE_COMPACTION_BYTES_MAX {
+            return None;
+        }
+        self.scan(move || view.hash_kv(revision)).await.ok()?.ok()
+    }
+
+    /// MoveLeader. To itself always succeeds; another voter needs a cluster of more than one.
+    pub async fn move_leader(
+        &self,
+        ctx: &RequestCtx,
+        r: pb::MoveLeaderRequest,
+    ) -> Result<pb::MoveLeaderResponse, Status> {
+        self.admit(ctx, Learner::Refuses)?;
+        let status = self.node.status();
+        if !status.is_leader {
+            return Err(errors::NOT_LEADER);
+        }
+        let members = membership::members(&self.node.engine().view()).map_err(engine_status)?;
+        match members.iter().find(|m| m.id == r.target_id) {
+            Some(m) if !m.is_learner => {}
+            _ => return Err(errors::BAD_LEADER_TRANSFEREE),
+        }
+        if r.target_id != self.node.identity().member_id {
+            return Err(Status::fixed(
+                Code::Unimplemented,
+                "moving the leader to another member is not supported by this version",
+            ));
+        }
+        Ok(pb::MoveLeaderResponse { header: None })
+    }
+}
+
+/// etcd's text of an alarm, with its trailing blank.
+fn alarm_text(alarm: &pb::AlarmMember) -> String {
+    let name = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |a| a.as_str_name());
+    format!("memberID:{} alarm:{name} ", alarm.member_id)
+}
