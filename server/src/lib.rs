@@ -7,11 +7,13 @@ pub mod api;
 pub mod apply;
 pub mod bootstrap;
 pub mod config;
+pub mod grpc;
 pub mod lease;
 pub mod limits;
 pub mod logging;
 pub mod membership;
 pub mod metrics;
+pub mod net;
 pub mod node;
 pub mod status;
 #[cfg(test)]

@@ -1,0 +1,348 @@
+//! The request headers of a call: what is refused, and what is kept.
+//!
+//! Invariant: nothing but the fields named here is read, so a header a client adds cannot change what
+//! the server does.
+
+use crate::api::RequestCtx;
+use crate::status::{Code, Status};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use std::time::{Duration, Instant};
+
+/// What the headers of a call say.
+#[derive(Debug)]
+pub struct Metadata {
+    /// For the handler.
+    pub ctx: RequestCtx,
+    /// Metadata `client-api-version`.
+    pub client_version: ClientVersion,
+    /// `grpc-encoding`.
+    pub encoding: Option<Box<str>>,
+}
+
+/// What a client says about its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientVersion {
+    /// Nothing.
+    Absent,
+    /// This.
+    Named(HeaderValue),
+    /// Bytes that are not UTF-8.
+    Invalid,
+}
+
+impl ClientVersion {
+    /// The version, if it was named.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            ClientVersion::Named(value) => std::str::from_utf8(value.as_bytes()).ok(),
+            _ => None,
+        }
+    }
+}
+
+/// A call refused before its method is looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub http: u16,
+    /// The gRPC status beside it.
+    pub status: Status,
+}
+
+const GRPC: &str = "application/grpc";
+static TOKEN: HeaderName = HeaderName::from_static("token");
+static HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
+static CLIENT_VERSION: HeaderName = HeaderName::from_static("client-api-version");
+static TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+static ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+static GATEWAY: HeaderName = HeaderName::from_static("grpcgateway-accept");
+
+/// Whether a content type is gRPC's: the bare name or one with a sub-type or parameters.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    match content_type.strip_prefix(GRPC.as_bytes()) {
+        Some([]) => true,
+        Some([next, ..]) => matches!(next, b'+' | b';'),
+        None => false,
+    }
+}
+
+/// The content type to answer with: the client's, so that `application/grpc+proto` comes back as it is.
+pub fn response_content_type(request: &HeaderMap) -> HeaderValue {
+    match request.get(http::header::CONTENT_TYPE) {
+        Some(value) if value.as_bytes().starts_with(b"application/grpc+") => value.clone(),
+        _ => HeaderValue::from_static(GRPC),
+    }
+}
+
+impl Metadata {
+    /// Reads the headers, with grpc-go's checks in its order: content type, malformed timeout, method.
+    pub fn read(method: &Method, headers: &HeaderMap, now: Instant) -> Result<Metadata, Refusal> {
+        let content_type = headers.get(http::header::CONTENT_TYPE);
+        let content_type = content_type.map_or(&b""[..], HeaderValue::as_bytes);
+        if !is_grpc(content_type) {
+            let shown = String::from_utf8_lossy(content_type);
+            return Err(Refusal {
+                http: 415,
+                status: Status::new(
+                    Code::InvalidArgument,
+                    format!("invalid gRPC request content-type {shown:?}"),
+                ),
+            });
+        }
+        let timeout = headers.get(&TIMEOUT).map(parse_timeout).transpose();
+        let timeout = timeout.map_err(|status| Refusal { http: 400, status })?;
+        if method != Method::POST {
+            return Err(Refusal {
+                http: 405,
+                status: Status::new(
+                    Code::Internal,
+                    format!(
+                        "Received a HEADERS frame with :method {:?} which should be POST",
+                        method.as_str()
+                    ),
+                ),
+            });
+        }
+        Ok(Metadata {
+            ctx: RequestCtx {
+                token: token(headers),
+                has_leader: headers.get(&HAS_LEADER).is_some_and(|v| v == "true"),
+                // A deadline further away than the clock can tell is none.
+                deadline: timeout.and_then(|timeout| now.checked_add(timeout)),
+                gateway: headers.contains_key(&GATEWAY),
+            },
+            client_version: client_version(headers),
+            encoding: headers
+                .get(&ENCODING)
+                .map(|v| String::from_utf8_lossy(v.as_bytes()).into()),
+        })
+    }
+}
+
+fn token(headers: &HeaderMap) -> Option<Box<str>> {
+    let text = |value: &HeaderValue| std::str::from_utf8(value.as_bytes()).ok().map(Box::from);
+    if let Some(token) = headers.get(&TOKEN) {
+        return text(token);
+    }
+    let token: Box<str> = text(headers.get(http::header::AUTHORIZATION)?)?;
+    match token.strip_prefix("Bearer ") {
+        Some(bare) => Some(bare.into()),
+        None => Some(token),
+    }
+}
+
+fn client_version(headers: &HeaderMap) -> ClientVersion {
+    match headers.get(&CLIENT_VERSION) {
+        None => ClientVersion::Absent,
+        Some(value) if std::str::from_utf8(value.as_bytes()).is_ok() => {
+            ClientVersion::Named(value.clone())
+        }
+        Some(_) => ClientVersion::Invalid,
+    }
+}
+
+/// At most eight digits and a unit.
+fn parse_timeout(value: &HeaderValue) -> Result<Duration, Status> {
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let malformed =
+        |why: String| Status::new(Code::Internal, format!("malformed grpc-timeout: {why}"));
+    if text.len() < 2 {
+        return Err(malformed(format!(
+            "transport: timeout string is too short: {text:?}"
+        )));
+    }
+    if text.len() > 9 {
+        return Err(malformed(format!(
+            "transport: timeout string is too long: {text:?}"
+        )));
+    }
+    let unit: fn(u64) -> Duration = match text.as_bytes()[text.len() - 1] {
+        b'H' => |n| Duration::from_secs(n * 3600),
+        b'M' => |n| Duration::from_secs(n * 60),
+        b'S' => Duration::from_secs,
+        b'm' => Duration::from_millis,
+        b'u' => Duration::from_micros,
+        b'n' => Duration::from_nanos,
+        _ => {
+            return Err(malformed(format!(
+                "transport: timeout unit is not recognized: {text:?}"
+            )));
+        }
+    };
+    let digits = &text[..text.len() - 1];
+    match digits.parse::<u64>() {
+        Ok(n) if digits.bytes().all(|b| b.is_ascii_digit()) => Ok(unit(n)),
+        _ => Err(malformed(format!(
+            "strconv.ParseInt: parsing {digits:?}: invalid syntax"
+        ))),
+    }
+}
+
+/// The value of `grpc-message`: printable ASCII as it is, everything else and `%` as `%XX`.
+pub fn encode_message(message: &str) -> HeaderValue {
+    let plain = |b: u8| (b' '..=b'~').contains(&b) && b != b'%';
+    if message.bytes().all(plain) {
+        return HeaderValue::from_str(message).unwrap_or(HeaderValue::from_static(""));
+    }
+    let mut encoded = String::with_capacity(message.len() + 16);
+    for byte in message.bytes() {
+        match plain(byte) {
+            true => encoded.push(char::from(byte)),
+            false => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    // Only printable ASCII is left, which every header value may hold.
+    HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &[u8])]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| {
+                (
+                    name.parse::<HeaderName>().unwrap(),
+                    HeaderValue::from_bytes(value).unwrap(),
+                )
+            })
+            .collect()
+    }
+
+    fn read(pairs: &[(&str, &[u8])]) -> Result<Metadata, Refusal> {
+        let mut headers = headers(pairs);
+        headers
+            .entry(http::header::CONTENT_TYPE)
+            .or_insert(HeaderValue::from_static(GRPC));
+        Metadata::read(&Method::POST, &headers, Instant::now())
+    }
+
+    #[test]
+    fn content_types() {
+        for good in [
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc;x=y",
+        ] {
+            read(&[("content-type", good.as_bytes())]).unwrap();
+        }
+        for bad in [
+            "",
+            "application/json",
+            "application/grpc-web",
+            "text/application/grpc",
+        ] {
+            let refusal = read(&[("content-type", bad.as_bytes())]).unwrap_err();
+            assert_eq!(refusal.http, 415);
+            assert_eq!(
+                refusal.status,
+                Status::new(
+                    Code::InvalidArgument,
+                    format!("invalid gRPC request content-type \"{bad}\"")
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn only_post() {
+        let headers = headers(&[("content-type", b"application/grpc")]);
+        let refusal = Metadata::read(&Method::GET, &headers, Instant::now()).unwrap_err();
+        assert_eq!(refusal.http, 405);
+        assert_eq!(
+            refusal.status.message,
+            "Received a HEADERS frame with :method \"GET\" which should be POST"
+        );
+    }
+
+    #[test]
+    fn timeouts() {
+        let now = Instant::now();
+        let deadline = |text: &str| {
+            let headers = headers(&[
+                ("content-type", b"application/grpc"),
+                ("grpc-timeout", text.as_bytes()),
+            ]);
+            Metadata::read(&Method::POST, &headers, now).map(|m| m.ctx.deadline.unwrap() - now)
+        };
+        for (text, duration) in [
+            ("5S", Duration::from_secs(5)),
+            ("1H", Duration::from_secs(3600)),
+            ("2M", Duration::from_secs(120)),
+            ("99999999m", Duration::from_millis(99_999_999)),
+            ("7u", Duration::from_micros(7)),
+            ("0n", Duration::ZERO),
+        ] {
+            assert_eq!(deadline(text).unwrap(), duration, "{text}");
+        }
+        for (text, why) in [
+            ("S", "transport: timeout string is too short: \"S\""),
+            (
+                "123456789S",
+                "transport: timeout string is too long: \"123456789S\"",
+            ),
+            ("5x", "transport: timeout unit is not recognized: \"5x\""),
+            ("-5S", "strconv.ParseInt: parsing \"-5\": invalid syntax"),
+            ("+5S", "strconv.ParseInt: parsing \"+5\": invalid syntax"),
+        ] {
+            let refusal = deadline(text).unwrap_err();
+            assert_eq!(refusal.http, 400);
+            assert_eq!(
+                refusal.status.message,
+                format!("malformed grpc-timeout: {why}")
+            );
+        }
+    }
+
+    #[test]
+    fn tokens_and_flags() {
+        let ctx = |pairs: &[(&str, &[u8])]| read(pairs).unwrap().ctx;
+        let token = |pairs: &[(&str, &[u8])]| ctx(pairs).token.map(String::from);
+        assert_eq!(token(&[]), None);
+        assert_eq!(
+            token(&[("token", b"t"), ("authorization", b"a")]),
+            Some("t".into())
+        );
+        assert_eq!(token(&[("authorization", b"a")]), Some("a".into()));
+        assert_eq!(token(&[("authorization", b"Bearer a")]), Some("a".into()));
+        assert!(!ctx(&[]).has_leader && !ctx(&[("hasleader", b"1")]).has_leader);
+        assert!(ctx(&[("hasleader", b"true")]).has_leader);
+        assert!(ctx(&[("grpcgateway-accept", b"*/*")]).gateway);
+    }
+
+    #[test]
+    fn client_versions() {
+        let version = |pairs: &[(&str, &[u8])]| read(pairs).unwrap().client_version;
+        assert_eq!(version(&[]), ClientVersion::Absent);
+        assert_eq!(
+            version(&[("client-api-version", b"3.6.0")]).name(),
+            Some("3.6.0")
+        );
+        assert_eq!(
+            version(&[("client-api-version", "3.6.0-ü".as_bytes())]).name(),
+            Some("3.6.0-ü")
+        );
+        assert_eq!(
+            version(&[("client-api-version", b"\xff")]),
+            ClientVersion::Invalid
+        );
+    }
+
+    #[test]
+    fn messages_are_percent_encoded() {
+        for (message, encoded) in [
+            (
+                "etcdserver: key is not provided",
+                "etcdserver: key is not provided",
+            ),
+            ("100%", "100%25"),
+            ("a\nb", "a%0Ab"),
+            ("ü", "%C3%BC"),
+            ("", ""),
+        ] {
+            assert_eq!(encode_message(message), encoded);
+        }
+    }
+}
