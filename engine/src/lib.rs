@@ -33,6 +33,9 @@ mod source;
 pub(crate) mod store;
 mod types;
 
+#[cfg(test)]
+mod tests;
+
 pub use check::CheckReport;
 pub use mvcc::{Engine, EventRef, Published, Txn, View, Writer};
 pub use types::{

@@ -111,24 +111,31 @@ pub struct StoreStats {
     pub cache_bytes: u64,
 }
 
+type Kept = BTreeMap<std::path::PathBuf, (u64, Vec<u8>, State)>;
+static KEPT: Mutex<Kept> = Mutex::new(BTreeMap::new());
+
 impl Store {
-    pub fn open(_: StoreOptions) -> Result<(Store, StoreWriter, Recovered)> {
+    pub fn open(o: StoreOptions) -> Result<(Store, StoreWriter, Recovered)> {
+        let kept = KEPT.lock().expect("lock").get(&o.dir).cloned();
+        let (checkpoint, user_meta, state) = kept.unwrap_or_default();
         let store = Store(Arc::new(Inner {
             durable: Mutex::new(Durable {
-                checkpoint: 0,
-                user_meta: Arc::from(&[][..]),
+                checkpoint,
+                user_meta: Arc::from(&user_meta[..]),
             }),
             callbacks: Mutex::new(Vec::new()),
         }));
         let writer = StoreWriter {
             store: store.clone(),
-            state: State::default(),
-            next_unit: 1,
-            checkpoint: 0,
+            next_unit: state.runs.keys().next_back().copied().unwrap_or(0) + 1,
+            published: state.clone(),
+            state,
+            dir: o.dir,
+            checkpoint,
         };
         let recovered = Recovered {
-            checkpoint: 0,
-            user_meta: Vec::new(),
+            checkpoint,
+            user_meta,
             fell_back: false,
         };
         Ok((store, writer, recovered))
@@ -252,6 +259,8 @@ reads!(StoreWriter, state);
 pub struct StoreWriter {
     store: Store,
     state: State,
+    published: State,
+    dir: std::path::PathBuf,
     next_unit: u64,
     checkpoint: u64,
 }
@@ -283,6 +292,7 @@ impl StoreWriter {
         Ok(())
     }
     pub fn publish(&mut self) -> Snapshot {
+        self.published = self.state.clone();
         Snapshot(self.state.clone())
     }
     pub fn checkpoint_running(&self) -> bool {
@@ -290,6 +300,8 @@ impl StoreWriter {
     }
     pub fn checkpoint(&mut self, user_meta: Vec<u8>) -> Result<u64> {
         self.checkpoint += 1;
+        let kept = (self.checkpoint, user_meta.clone(), self.published.clone());
+        KEPT.lock().expect("lock").insert(self.dir.clone(), kept);
         let durable = Durable {
             checkpoint: self.checkpoint,
             user_meta: Arc::from(user_meta),

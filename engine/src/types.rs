@@ -225,6 +225,8 @@ pub enum Error {
     Future,
     /// The operating system failed a read or write. Final for a writer: stop the process.
     Io(std::io::Error),
+    /// The file system has no room for the checkpoint. Nothing is lost; a later one tries again.
+    NoSpace,
     /// Stored bytes are not what was written; the text names file, place and remedy.
     Corrupt(String),
     /// A caller broke the API's contract or an option is out of bounds.
@@ -237,6 +239,7 @@ impl fmt::Display for Error {
             Error::Compacted => f.write_str("required revision has been compacted"),
             Error::Future => f.write_str("required revision is a future revision"),
             Error::Io(e) => write!(f, "storage I/O failed: {e}"),
+            Error::NoSpace => f.write_str("no space left for a checkpoint; free disk space"),
             Error::Corrupt(what) => write!(f, "storage is corrupt: {what}"),
             Error::Invalid(what) => f.write_str(what),
         }
@@ -278,7 +281,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// A checkpoint is due when this much has changed since the last.
     pub dirty_bytes_max: u64,
-    /// Size at which a chunk of events is sealed. 64 KiB; smaller for tests.
+    /// Size at which a chunk of events is sealed: 64 KiB with what the file adds; smaller for
+    /// tests.
     pub chunk_bytes: usize,
     /// [`Published::events`](crate::Published) is left empty beyond this much.
     pub publish_bytes_max: usize,
@@ -296,7 +300,7 @@ impl Options {
             page_bytes: 8192,
             cache_bytes: 64 << 20,
             dirty_bytes_max: 64 << 20,
-            chunk_bytes: 64 << 10,
+            chunk_bytes: (64 << 10) - 512,
             publish_bytes_max: 64 << 20,
             backend: IoBackend::Auto,
             extend_bytes: 16 << 20,

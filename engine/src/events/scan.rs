@@ -14,6 +14,12 @@ use crate::types::{Error, Result, Revision};
 use super::chunk::{ChunkView, EventView, Prev};
 use super::log::{ChunkEntry, OpenChunk, index_key};
 
+#[cfg(test)]
+thread_local! {
+    /// Events looked at by walks of this thread.
+    pub(crate) static HOPS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 /// The event log of one state.
 #[derive(Clone, Copy)]
 pub(crate) struct History<'a, S> {
@@ -119,6 +125,8 @@ impl<'a, S: Source> History<'a, S> {
         let mut here = newest;
         loop {
             debug_assert!(here.main > at);
+            #[cfg(test)]
+            HOPS.set(HOPS.get() + 1);
             let step = self.at(here, cache, |event, home| {
                 if event.key != key {
                     return Err(Error::Corrupt(format!(

@@ -8,7 +8,8 @@
 //!   `rev`, those that are live at C.
 //!
 //! The old ones come out of K in key order, so each is hashed alone, the list is sorted by
-//! revision and the checksums are joined; the events are read in order anyway. K is read once.
+//! revision and the checksums are joined; the events are read in order anyway. K is read once
+//! (in stores beyond some millions of keys once per window, so that memory stays bounded).
 
 use std::ops::ControlFlow;
 
@@ -22,6 +23,9 @@ use crate::source::{Snapshot, Source, TreeId};
 use crate::types::{Error, HashKv, Result, Revision};
 
 use super::combine::Combiner;
+
+/// Old versions held in memory at once, times two; a larger store is read in several passes.
+const PIECES_MAX: usize = 2 << 20;
 
 /// One entry of etcd's bucket, hashed alone.
 struct Piece {
@@ -108,14 +112,15 @@ pub(crate) fn hash_kv(view: &View, rev: i64) -> Result<HashKv> {
     let hash_revision = if rev == 0 { view.revision() } else { rev };
     let mut crc = crc32c::crc32c(b"key");
     if hash_revision > 0 {
-        let (mut old, any_live) = old_pieces(&reader, hash_revision, compact_revision)?;
+        let mut old = OldVersions {
+            reader: &reader,
+            compact: compact_revision,
+            pieces_max: PIECES_MAX,
+        };
+        let (joined, any_live) = old.add(hash_revision, crc)?;
+        crc = joined;
         if !any_live {
-            old = old_pieces(&reader, compact_revision, compact_revision)?.0;
-        }
-        old.sort_unstable_by_key(|piece| piece.rev);
-        let mut combiner = Combiner::new();
-        for piece in old {
-            crc = combiner.join(crc, piece.crc, piece.len);
+            crc = old.add(compact_revision, crc)?.0;
         }
         crc = add_events(&reader, compact_revision, hash_revision, crc)?;
     }
@@ -126,41 +131,115 @@ pub(crate) fn hash_kv(view: &View, rev: i64) -> Result<HashKv> {
     })
 }
 
-/// The versions live at `at` that are not newer than `compact`, in key order, and whether any
-/// key is live at `at`.
-fn old_pieces(reader: &Reader<'_, Snapshot>, at: i64, compact: i64) -> Result<(Vec<Piece>, bool)> {
-    let mut pieces = Vec::new();
-    let mut any_live = false;
-    if at <= 0 {
-        return Ok((pieces, any_live));
-    }
-    let mut scratch = Scratch::default();
-    let mut cache = ChunkCache::default();
-    let newest = at == reader.revision;
-    let mut cursor = Source::cursor(reader.src, TreeId::K, newest);
-    cursor.seek(&[])?;
-    while cursor.valid() {
-        let key = cursor.key();
-        let record = decode_record(cursor.flags(), cursor.value())?;
-        let older;
-        let found = if record.rev.main <= at {
-            record.live.map(|live| (record.rev, live))
-        } else {
-            older = reader
-                .history()
-                .version_at(key, record.rev, at, &mut cache)?;
-            older.as_ref().map(|old| (old.rev, old.live()))
-        };
-        if let Some((rev, live)) = found {
-            any_live = true;
-            if rev.main <= compact {
-                let (crc, len) = scratch.put(reader.src, rev, key, &live, 0)?;
-                pieces.push(Piece { rev, crc, len });
+/// Feeds versions at or below the compact revision, in windows of bounded memory.
+struct OldVersions<'r> {
+    reader: &'r Reader<'r, Snapshot>,
+    compact: i64,
+    pieces_max: usize,
+}
+
+impl OldVersions<'_> {
+    /// Feeds the versions live at `at`; answers the checksum and whether any key is live then.
+    fn add(&mut self, at: i64, mut crc: u32) -> Result<(u32, bool)> {
+        let mut any_live = false;
+        if at <= 0 {
+            return Ok((crc, any_live));
+        }
+        let mut combiner = Combiner::new();
+        let mut behind = Revision::default();
+        loop {
+            let mut window = Window::new(behind, self.pieces_max);
+            any_live |= self.collect(at, &mut window)?;
+            let (pieces, cut) = window.finish();
+            for piece in &pieces {
+                crc = combiner.join(crc, piece.crc, piece.len);
+            }
+            match pieces.last() {
+                Some(last) if cut => behind = last.rev,
+                _ => return Ok((crc, any_live)),
             }
         }
-        cursor.next()?;
     }
-    Ok((pieces, any_live))
+
+    /// One pass over K.
+    fn collect(&self, at: i64, window: &mut Window) -> Result<bool> {
+        let reader = self.reader;
+        let mut any_live = false;
+        let mut scratch = Scratch::default();
+        let mut cache = ChunkCache::default();
+        let newest = at == reader.revision;
+        let mut cursor = Source::cursor(reader.src, TreeId::K, newest);
+        cursor.seek(&[])?;
+        while cursor.valid() {
+            let key = cursor.key();
+            let record = decode_record(cursor.flags(), cursor.value())?;
+            let older;
+            let found = if record.rev.main <= at {
+                record.live.map(|live| (record.rev, live))
+            } else {
+                older = reader
+                    .history()
+                    .version_at(key, record.rev, at, &mut cache)?;
+                older.as_ref().map(|old| (old.rev, old.live()))
+            };
+            if let Some((rev, live)) = found {
+                any_live = true;
+                if rev.main <= self.compact && window.takes(rev) {
+                    let (crc, len) = scratch.put(reader.src, rev, key, &live, 0)?;
+                    window.push(Piece { rev, crc, len });
+                }
+            }
+            cursor.next()?;
+        }
+        Ok(any_live)
+    }
+}
+
+/// The pieces with the lowest revisions above a bound, so many at most.
+struct Window {
+    behind: Revision,
+    /// Pieces above this were cut away.
+    upto: Option<Revision>,
+    pieces: Vec<Piece>,
+    pieces_max: usize,
+}
+
+impl Window {
+    fn new(behind: Revision, pieces_max: usize) -> Window {
+        Window {
+            behind,
+            upto: None,
+            pieces: Vec::new(),
+            pieces_max,
+        }
+    }
+
+    fn takes(&self, rev: Revision) -> bool {
+        rev > self.behind && self.upto.is_none_or(|upto| rev <= upto)
+    }
+
+    fn push(&mut self, piece: Piece) {
+        self.pieces.push(piece);
+        if self.pieces.len() >= 2 * self.pieces_max {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        let last = self.pieces_max - 1;
+        let (_, kept, _) = self.pieces.select_nth_unstable_by_key(last, |p| p.rev);
+        self.upto = Some(kept.rev);
+        self.pieces.truncate(self.pieces_max);
+    }
+
+    /// The pieces in order, and whether there are more above them.
+    fn finish(mut self) -> (Vec<Piece>, bool) {
+        if self.pieces.len() > self.pieces_max {
+            self.cut();
+        }
+        self.pieces.sort_unstable_by_key(|piece| piece.rev);
+        (self.pieces, self.upto.is_some())
+    }
 }
 
 /// Feeds the events in (`after`, `upto`].
@@ -181,4 +260,42 @@ fn add_events(reader: &Reader<'_, Snapshot>, after: i64, upto: i64, mut crc: u32
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(crc)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_cover_all_in_order() {
+        let all: Vec<i64> = (1..200).map(|i| i * 7919 % 1009 + 1).collect();
+        let mut seen = Vec::new();
+        let mut behind = Revision::default();
+        loop {
+            let mut window = Window::new(behind, 7);
+            for main in &all {
+                let rev = Revision {
+                    main: *main,
+                    sub: 0,
+                };
+                if window.takes(rev) {
+                    window.push(Piece {
+                        rev,
+                        crc: 0,
+                        len: 0,
+                    });
+                }
+            }
+            let (pieces, cut) = window.finish();
+            assert!(pieces.len() <= 7);
+            seen.extend(pieces.iter().map(|p| p.rev.main));
+            if !cut {
+                break;
+            }
+            behind = pieces.last().expect("a full window").rev;
+        }
+        let mut sorted = all.clone();
+        sorted.sort_unstable();
+        assert_eq!(seen, sorted);
+    }
 }

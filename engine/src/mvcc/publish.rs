@@ -121,6 +121,8 @@ impl Engine {
             inline_max,
             dirty_bytes_max: options.dirty_bytes_max,
             scratch: Vec::new(),
+            #[cfg(test)]
+            drops_too_much: false,
         };
         Ok((Engine { shared }, writer))
     }

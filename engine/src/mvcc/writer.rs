@@ -46,11 +46,14 @@ pub struct Writer {
     pub(crate) pending: Pending,
     /// A transaction began and has not finished.
     pub(crate) broken: bool,
-    /// Something changed since the last publication.
+    /// Something a reader could see changed since the last publication.
     pub(crate) unpublished: bool,
     pub(crate) inline_max: usize,
     pub(crate) dirty_bytes_max: u64,
     pub(crate) scratch: Vec<u8>,
+    /// Negative control: compaction takes the events at the compact revision too.
+    #[cfg(test)]
+    pub(crate) drops_too_much: bool,
 }
 
 /// Events gathered for the next publication, within a bound.
@@ -232,8 +235,8 @@ impl Writer {
     }
 
     /// Starts a checkpoint of the last published state and answers its number, or None while
-    /// one is being written. Call it right after [`Writer::publish`]: changes that are not
-    /// published are an error.
+    /// one is being written. Call it right after [`Writer::publish`]: requests or system records
+    /// that are not published are an error (steps of compaction are not).
     pub fn checkpoint(&mut self) -> Result<Option<u64>> {
         self.check_usable()?;
         if self.unpublished {

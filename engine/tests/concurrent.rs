@@ -1,0 +1,150 @@
+//! Readers beside the writer: what they see is whole, and never goes back.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use engine::{Applied, Budget, CompactProgress, Engine, KeyRange, Options};
+
+/// Every request moves one unit between two of these keys, so their sum is constant.
+const KEYS: u64 = 16;
+const EACH: i64 = 100;
+
+fn key(i: u64) -> Bytes {
+    Bytes::from(format!("account/{i:02}"))
+}
+
+fn amount(value: &[u8]) -> i64 {
+    i64::from_be_bytes(value.try_into().expect("eight bytes"))
+}
+
+fn read_all(engine: &Engine, newest: &mut i64) {
+    let view = engine.view();
+    assert!(view.revision() >= *newest, "a view went back");
+    assert_eq!(view.applied().index as i64, view.revision());
+    *newest = view.revision();
+    for at in [0, view.compact_revision().max(2)] {
+        let (mut sum, mut n) = (0, 0);
+        view.visit(&KeyRange::all(), at, &mut |kv| {
+            sum += amount(kv.value);
+            n += 1;
+            ControlFlow::Continue(())
+        })
+        .expect("reads");
+        assert_eq!((n, sum), (KEYS, KEYS as i64 * EACH), "at {at} of {newest}");
+        assert_eq!(view.count(&KeyRange::all(), at).expect("counts"), KEYS);
+    }
+}
+
+#[test]
+fn views_are_whole_and_monotone() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut options = Options::new(dir.path());
+    options.page_bytes = 512;
+    options.cache_bytes = 1 << 20;
+    options.chunk_bytes = 2048;
+    let (engine, mut writer) = Engine::open(options).expect("opens");
+    let mut txn = writer.txn();
+    for i in 0..KEYS {
+        let value = Bytes::copy_from_slice(&EACH.to_be_bytes());
+        txn.put(key(i), value, 0).expect("puts");
+    }
+    let first = txn.finish();
+    let applied = |rev: i64| Applied {
+        index: rev as u64,
+        term: 1,
+    };
+    writer.publish(applied(first), b"");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut newest = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    read_all(&engine, &mut newest);
+                }
+            });
+        }
+        for step in 0..6000u64 {
+            let (from, to) = (step * 7 % KEYS, step * 11 % KEYS);
+            if from == to {
+                continue;
+            }
+            let mut txn = writer.txn();
+            for (i, change) in [(from, -1), (to, 1)] {
+                let old = txn.get(&key(i)).expect("reads").expect("exists");
+                let value = (amount(&old.value) + change).to_be_bytes();
+                txn.put(key(i), Bytes::copy_from_slice(&value), 0)
+                    .expect("puts");
+            }
+            let rev = txn.finish();
+            let published = writer.publish(applied(rev), b"");
+            assert_eq!(published.events.len(), 2);
+            if step % 500 == 400 {
+                writer.compact(rev - 50).expect("compacts");
+                writer.publish(applied(rev), b"");
+            }
+            let _: CompactProgress = writer.compact_step(Budget { events: 20 }).expect("steps");
+            if step % 700 == 0 {
+                writer.publish(applied(rev), b"");
+                writer.checkpoint().expect("starts");
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    engine.check(&engine.view()).expect("sound");
+}
+
+/// One request deletes more than fits any buffer; history spans many chunks and stays exact.
+#[test]
+fn a_huge_delete_is_one_revision() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut options = Options::new(dir.path());
+    options.publish_bytes_max = 1 << 16;
+    let (engine, mut writer) = Engine::open(options).expect("opens");
+    let n = 20_000u32;
+    let mut txn = writer.txn();
+    for i in 0..n {
+        let value = Bytes::from(vec![i as u8; 40]);
+        txn.put(Bytes::from(format!("key/{i:08}")), value, 5)
+            .expect("puts");
+    }
+    txn.put(Bytes::from_static(b"other"), Bytes::new(), 0)
+        .expect("puts");
+    assert_eq!(txn.finish(), 2);
+    let mut txn = writer.txn();
+    let range = KeyRange::from_request(b"key/", b"key0");
+    let (deleted, prevs) = txn.delete_range(&range, false).expect("deletes");
+    assert_eq!((deleted, prevs.len()), (u64::from(n), 0));
+    assert_eq!(txn.finish(), 3);
+    let published = writer.publish(Applied { index: 2, term: 1 }, b"");
+    assert!(published.overflow && published.events.is_empty());
+    let view = published.view;
+    assert_eq!(view.count(&KeyRange::all(), 0).expect("counts"), 1);
+    assert_eq!(view.count(&range, 2).expect("counts"), u64::from(n));
+    assert!(view.lease_keys(5).expect("reads").is_empty());
+    let mut seen = 0;
+    let end = view
+        .events(3, 1000, &mut |event| {
+            assert_eq!(event.revision().sub, seen);
+            let prev = event.prev().expect("reads").expect("had a value");
+            assert_eq!(prev.value, vec![seen as u8; 40]);
+            seen += 1;
+            ControlFlow::Continue(())
+        })
+        .expect("reads");
+    assert_eq!((seen, end.reached_end), (i64::from(n), true));
+    assert!(engine.check(&view).expect("sound").chunks > 10);
+    // Seals the chunk, so that none holds both dead and living events.
+    writer.checkpoint().expect("starts");
+    let mut txn = writer.txn();
+    txn.put(Bytes::from_static(b"more"), Bytes::new(), 0)
+        .expect("puts");
+    txn.finish();
+    writer.publish(Applied { index: 3, term: 1 }, b"");
+    writer.compact(4).expect("compacts");
+    while writer.compact_step(Budget::default()).expect("steps") == CompactProgress::More {}
+    let view = writer.publish(Applied { index: 4, term: 1 }, b"").view;
+    let report = engine.check(&view).expect("sound");
+    assert_eq!((report.keys, report.tombstones), (2, 0));
+}
