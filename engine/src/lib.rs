@@ -40,5 +40,6 @@ pub use check::CheckReport;
 pub use mvcc::{Engine, EventRef, Published, Txn, View, Writer};
 pub use types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, EventKind, EventsEnd, HashKv,
-    IoBackend, KeyRange, KeyValue, KvRef, Options, Result, Revision, Stats,
+    IoBackend, KeyRange, KeyValue, KvRef, KvVisitor, Options, RecordVisitor, Result, Revision,
+    Stats,
 };

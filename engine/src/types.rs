@@ -3,6 +3,7 @@
 //! Names and meanings are etcd's. Nothing here knows how anything is stored.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -254,6 +255,12 @@ impl std::error::Error for Error {
         }
     }
 }
+
+/// What a scan of keys calls; breaking ends the scan.
+pub type KvVisitor<'f> = dyn FnMut(KvRef<'_>) -> ControlFlow<()> + 'f;
+
+/// What a scan of system records calls with key and value; breaking ends the scan.
+pub type RecordVisitor<'f> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'f;
 
 /// Result of the engine's reads and changes.
 pub type Result<T> = std::result::Result<T, Error>;

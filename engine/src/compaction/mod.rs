@@ -29,10 +29,7 @@ pub(crate) fn step(writer: &mut Writer, budget: Budget) -> Result<CompactProgres
     if writer.meta.compact_done == writer.meta.compact_revision {
         return Ok(CompactProgress::Done);
     }
-    loop {
-        let Some((first, entry)) = oldest(writer)? else {
-            break;
-        };
+    while let Some((first, entry)) = oldest(writer)? {
         if entry.last.main >= keep_from(writer) {
             break;
         }

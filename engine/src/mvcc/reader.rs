@@ -8,7 +8,7 @@ use crate::events::log::OpenChunk;
 use crate::events::scan::{ChunkCache, History, OldVersion};
 use crate::record::{Live, OwnedValue, Record, ValueRef, decode_record};
 use crate::source::{LIVE, Source, TreeId};
-use crate::types::{Error, KeyRange, KeyValue, KvRef, Result, Revision};
+use crate::types::{Error, KeyRange, KeyValue, KvRef, KvVisitor, RecordVisitor, Result, Revision};
 
 /// One state, ready to be read.
 #[derive(Clone, Copy)]
@@ -30,8 +30,6 @@ pub(crate) enum Values {
     /// Values in runs are handed out empty.
     Skip,
 }
-
-type Visitor<'f> = dyn FnMut(KvRef<'_>) -> ControlFlow<()> + 'f;
 
 impl<'a, S: Source> Reader<'a, S> {
     pub(crate) fn history(&self) -> History<'a, S> {
@@ -118,7 +116,7 @@ impl<'a, S: Source> Reader<'a, S> {
         range: &KeyRange,
         at: i64,
         values: Values,
-        f: &mut Visitor<'_>,
+        f: &mut KvVisitor<'_>,
     ) -> Result<()> {
         let at = self.resolve(at)?;
         if range.is_empty() {
@@ -148,7 +146,7 @@ impl<'a, S: Source> Reader<'a, S> {
         range: &KeyRange,
         at: i64,
         values: Values,
-        f: &mut Visitor<'_>,
+        f: &mut KvVisitor<'_>,
     ) -> Result<()> {
         let at = self.resolve(at)?;
         if range.is_empty() {
@@ -179,7 +177,7 @@ impl<'a, S: Source> Reader<'a, S> {
         key: &[u8],
         at: Option<i64>,
         values: Values,
-        f: &mut Visitor<'_>,
+        f: &mut KvVisitor<'_>,
     ) -> Result<()> {
         if let Some(entry) = self.src.get(TreeId::K, key)? {
             let mut cache = ChunkCache::default();
@@ -198,7 +196,7 @@ impl<'a, S: Source> Reader<'a, S> {
         at: Option<i64>,
         values: Values,
         cache: &mut ChunkCache,
-        f: &mut Visitor<'_>,
+        f: &mut KvVisitor<'_>,
     ) -> Result<ControlFlow<()>> {
         if at.is_none() && flags & LIVE == 0 {
             return Ok(ControlFlow::Continue(()));
@@ -304,11 +302,7 @@ impl<'a, S: Source> Reader<'a, S> {
         self.sys_value(entry.flags, &entry.value).map(Some)
     }
 
-    pub(crate) fn sys_scan(
-        &self,
-        bucket: u8,
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub(crate) fn sys_scan(&self, bucket: u8, f: &mut RecordVisitor<'_>) -> Result<()> {
         let mut cursor = self.src.cursor(TreeId::S, false);
         cursor.seek(&[bucket])?;
         while cursor.valid() {

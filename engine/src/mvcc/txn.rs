@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::events::chunk::Prev;
 use crate::record::{Anchors, Live, Record, ValueRef, decode_record, encode_record};
 use crate::source::{Entry, RunKind, TreeId};
-use crate::types::{Error, Event, EventKind, KeyRange, KeyValue, KvRef, Result, Revision};
+use crate::types::{Error, Event, EventKind, KeyRange, KeyValue, KvVisitor, Result, Revision};
 
 use super::Writer;
 use super::reader::{Reader, Values, lease_key};
@@ -68,32 +68,17 @@ impl<'w> Txn<'w> {
     }
 
     /// Live keys of a range in key order; `at` as in [`Txn::get_at`].
-    pub fn visit(
-        &self,
-        range: &KeyRange,
-        at: i64,
-        f: &mut dyn FnMut(KvRef<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn visit(&self, range: &KeyRange, at: i64, f: &mut KvVisitor<'_>) -> Result<()> {
         self.read(|reader| reader.visit(range, at, Values::Load, f))
     }
 
     /// As [`Txn::visit`], descending.
-    pub fn visit_rev(
-        &self,
-        range: &KeyRange,
-        at: i64,
-        f: &mut dyn FnMut(KvRef<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn visit_rev(&self, range: &KeyRange, at: i64, f: &mut KvVisitor<'_>) -> Result<()> {
         self.read(|reader| reader.visit_rev(range, at, Values::Load, f))
     }
 
     /// As [`Txn::visit`], values stored outside the tree left empty.
-    pub fn visit_keys(
-        &self,
-        range: &KeyRange,
-        at: i64,
-        f: &mut dyn FnMut(KvRef<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn visit_keys(&self, range: &KeyRange, at: i64, f: &mut KvVisitor<'_>) -> Result<()> {
         self.read(|reader| reader.visit(range, at, Values::Skip, f))
     }
 

@@ -10,8 +10,8 @@ use crate::events::log::OpenChunk;
 use crate::record::{Live, OwnedValue};
 use crate::source::{Snapshot, Source};
 use crate::types::{
-    Applied, Error, Event, EventKind, EventsEnd, HashKv, KeyRange, KeyValue, KvRef, Result,
-    Revision,
+    Applied, Error, Event, EventKind, EventsEnd, HashKv, KeyRange, KeyValue, KvVisitor,
+    RecordVisitor, Result, Revision,
 };
 
 use super::Meta;
@@ -80,33 +80,18 @@ impl View {
     }
 
     /// Hands the live keys of a range at revision `at` (`<= 0`: newest) to `f` in key order.
-    pub fn visit(
-        &self,
-        range: &KeyRange,
-        at: i64,
-        f: &mut dyn FnMut(KvRef<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn visit(&self, range: &KeyRange, at: i64, f: &mut KvVisitor<'_>) -> Result<()> {
         self.reader().visit(range, at, Values::Load, f)
     }
 
     /// As [`View::visit`], in descending key order.
-    pub fn visit_rev(
-        &self,
-        range: &KeyRange,
-        at: i64,
-        f: &mut dyn FnMut(KvRef<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn visit_rev(&self, range: &KeyRange, at: i64, f: &mut KvVisitor<'_>) -> Result<()> {
         self.reader().visit_rev(range, at, Values::Load, f)
     }
 
     /// As [`View::visit`] without reading values that are stored outside the tree: those are
     /// empty. For answers that show no values.
-    pub fn visit_keys(
-        &self,
-        range: &KeyRange,
-        at: i64,
-        f: &mut dyn FnMut(KvRef<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn visit_keys(&self, range: &KeyRange, at: i64, f: &mut KvVisitor<'_>) -> Result<()> {
         self.reader().visit(range, at, Values::Skip, f)
     }
 
@@ -177,11 +162,7 @@ impl View {
     }
 
     /// The system records of a bucket in key order.
-    pub fn sys_scan(
-        &self,
-        bucket: u8,
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn sys_scan(&self, bucket: u8, f: &mut RecordVisitor<'_>) -> Result<()> {
         self.reader().sys_scan(bucket, f)
     }
 

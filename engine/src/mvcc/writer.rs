@@ -7,7 +7,6 @@
 //! 3. A checkpoint is of a published state. The open chunk is sealed first, which moves bytes but
 //!    changes nothing a reader can see.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +14,9 @@ use bytes::Bytes;
 use crate::events::log::{EventLog, OpenChunk};
 use crate::record::{RUN, run_ref};
 use crate::source::{LIVE, RunKind, StoreWriter, TreeId};
-use crate::types::{Applied, Budget, CompactError, CompactProgress, Error, Event, Result};
+use crate::types::{
+    Applied, Budget, CompactError, CompactProgress, Error, Event, RecordVisitor, Result,
+};
 
 use super::publish::Shared;
 use super::reader::{Reader, sys_key};
@@ -156,11 +157,7 @@ impl Writer {
     }
 
     /// The system records of a bucket of the working state, in key order.
-    pub fn sys_scan(
-        &self,
-        bucket: u8,
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn sys_scan(&self, bucket: u8, f: &mut RecordVisitor<'_>) -> Result<()> {
         self.reader(None).sys_scan(bucket, f)
     }
 
