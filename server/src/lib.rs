@@ -19,3 +19,4 @@ pub mod status;
 #[cfg(test)]
 pub mod testing;
 pub mod version;
+pub mod watch;
