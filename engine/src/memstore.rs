@@ -49,7 +49,7 @@ impl RunRef {
         b[20..].copy_from_slice(&self.crc.to_le_bytes());
         b
     }
-    pub fn from_bytes(b: [u8; 24]) -> RunRef {
+    pub fn from_bytes(b: &[u8; 24]) -> RunRef {
         RunRef {
             unit: u64::from_le_bytes(b[..8].try_into().expect("8")),
             birth: u64::from_le_bytes(b[8..16].try_into().expect("8")),

@@ -289,9 +289,12 @@ impl<'a> Decoder<'a> {
         Err(short())
     }
 
-    /// A non-negative `i64`.
+    /// A non-negative `i64`, small enough that counting on from it cannot overflow.
     pub(crate) fn int(&mut self) -> Result<i64> {
-        i64::try_from(self.varint()?).map_err(|_| short())
+        match self.varint()? {
+            n if n < 1 << 62 => Ok(n as i64),
+            _ => Err(short()),
+        }
     }
 
     /// A revision stored as its distance below `main`.
@@ -303,7 +306,7 @@ impl<'a> Decoder<'a> {
     }
 
     pub(crate) fn links(&mut self) -> Result<Links<'a>> {
-        let depth = self.varint()?;
+        let depth = self.int()? as u64;
         let from = self.rest;
         for _ in 0..2 * levels(depth) {
             self.varint()?;
@@ -344,7 +347,7 @@ impl<'a> Decoder<'a> {
 
 /// Reads the reference that fills `bytes`.
 pub(crate) fn run_ref(bytes: &[u8]) -> Result<RunRef> {
-    let bytes: [u8; RUN_REF_BYTES] = bytes.try_into().map_err(|_| short())?;
+    let bytes: &[u8; RUN_REF_BYTES] = bytes.try_into().map_err(|_| short())?;
     Ok(RunRef::from_bytes(bytes))
 }
 
@@ -359,5 +362,93 @@ impl Live<'_> {
             ValueRef::Inline(bytes) => bytes.len(),
             ValueRef::Run(run) => run.len as usize,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    fn at(main: i64, sub: i64) -> Revision {
+        Revision { main, sub }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let live = Live {
+            create: 298,
+            version: 3,
+            lease: -1,
+            value: ValueRef::Inline(b"v"),
+        };
+        let mut anchors = Anchors::first();
+        anchors.depth = 4;
+        anchors.at[0] = at(299, 1);
+        let mut out = Vec::new();
+        assert_eq!(
+            encode_record(at(300, 2), &anchors, Some(&live), &mut out),
+            1
+        );
+        // main 300, sub 2, depth 4, anchor 300-1.1, create 300-2, version 3, lease -1, value
+        assert_eq!(out, [0xac, 0x02, 2, 4, 1, 1, 2, 3, 1, b'v']);
+        let back = decode_record(1, &out).expect("own bytes");
+        assert_eq!((back.rev, back.live), (at(300, 2), Some(live)));
+        out.clear();
+        assert_eq!(
+            encode_record(at(5, 0), &Anchors::first(), None, &mut out),
+            0
+        );
+        assert_eq!(out, [5, 0, 0]);
+        assert_eq!(decode_record(0, &out).expect("own bytes").live, None);
+    }
+
+    /// Builds a chain of changes and checks every anchor against its definition.
+    #[test]
+    fn anchors_are_where_they_should_be() {
+        let rev = |depth: u64| at(10 + depth as i64 / 2, depth as i64 % 2);
+        let mut bytes = Vec::new();
+        encode_record(rev(0), &Anchors::first(), None, &mut bytes);
+        for depth in 1..5000u64 {
+            let old = decode_record(0, &bytes).expect("own bytes");
+            let anchors = Anchors::after(&old, rev(depth)).expect("sound");
+            let mut next = Vec::new();
+            encode_record(rev(depth), &anchors, None, &mut next);
+            bytes = next;
+            let links = decode_record(0, &bytes).expect("own bytes").links;
+            let mut seen = Vec::new();
+            links
+                .each(rev(depth), |anchor| {
+                    seen.push(anchor);
+                    false
+                })
+                .expect("own bytes");
+            let expected: Vec<Revision> = (1..32)
+                .map(|level| 4u64.pow(level))
+                .take_while(|step| *step <= depth)
+                .map(|step| rev(depth - depth % step))
+                .collect();
+            assert_eq!(seen, expected, "at depth {depth}");
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut decoded = 0;
+        for _ in 0..50_000 {
+            let mut bytes = vec![0; rng.gen_range(0..40)];
+            rng.fill(&mut bytes[..]);
+            if rng.gen_bool(0.5) {
+                bytes.iter_mut().for_each(|b| *b &= 0x83);
+            }
+            if let Ok(record) = decode_record(rng.gen_range(0..4), &bytes) {
+                decoded += 1;
+                let _ = record.links.jump(record.rev, 1);
+                let _ = Anchors::after(&record, at(record.rev.main + 1, 0));
+            }
+        }
+        assert!(decoded > 1000, "only {decoded} decoded");
     }
 }

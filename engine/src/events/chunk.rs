@@ -284,3 +284,114 @@ impl<'a> ChunkView<'a> {
         decode_event(rev, bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::RunRef;
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    fn at(main: i64, sub: i64) -> Revision {
+        Revision { main, sub }
+    }
+
+    fn live<'a>(create: i64, version: i64, value: ValueRef<'a>) -> Live<'a> {
+        Live {
+            create,
+            version,
+            lease: 0,
+            value,
+        }
+    }
+
+    /// A chunk of three events: a creation, an overwrite that ends a run, a delete.
+    fn sample() -> Bytes {
+        let run = ValueRef::Run(RunRef::from_bytes(&[7; 24]));
+        let first = live(2, 1, run);
+        let second = live(2, 2, ValueRef::Inline(b"w"));
+        let anchors = Anchors::first();
+        let (mut slots, mut data) = (Vec::new(), Vec::new());
+        let events = [
+            (at(2, 0), Some(&first), Prev::None),
+            (at(3, 0), Some(&second), Prev::Live(at(2, 0), first)),
+            (at(3, 1), None, Prev::Live(at(3, 0), second)),
+        ];
+        for (rev, new, prev) in events {
+            slots.extend(encode_slot(2, rev, data.len()).expect("fits"));
+            encode_event(rev, b"k", &anchors, new, &prev, &mut data);
+        }
+        seal(2, &slots, &data)
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = sample();
+        let mut expected = Vec::new();
+        expected.extend(b"QEV1");
+        expected.extend([3, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 80, 0, 0, 0]);
+        expected.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([1, 0, 0, 0, 0, 0, 0, 0, 31, 0, 0, 0]);
+        expected.extend([1, 0, 0, 0, 1, 0, 0, 0, 69, 0, 0, 0]);
+        expected.extend([PUT | NEW_RUN, 1, b'k', 0, 0, 1, 0]);
+        expected.extend([7; 24]);
+        expected.extend([
+            PUT | PREV_LIVE | PREV_RUN,
+            1,
+            b'k',
+            0,
+            1,
+            2,
+            0,
+            1,
+            b'w',
+            1,
+            0,
+            0,
+            1,
+            0,
+        ]);
+        expected.extend([7; 24]);
+        expected.extend([PREV_LIVE, 1, b'k', 0, 0, 0, 1, 2, 0, 1, b'w']);
+        assert_eq!(bytes[..], expected[..]);
+        let chunk = ChunkView::sealed(&bytes).expect("own bytes");
+        let event = chunk.event(1).expect("own bytes");
+        assert_eq!(
+            (event.rev, event.key, event.kind()),
+            (at(3, 0), &b"k"[..], EventKind::Put)
+        );
+        assert!(matches!(
+            event.prev,
+            Prev::Live(Revision { main: 2, sub: 0 }, _)
+        ));
+        assert_eq!(chunk.lower_bound(at(3, 1)), 2);
+        assert_eq!(chunk.lower_bound(at(4, 0)), 3);
+        assert_eq!(chunk.event(2).expect("own bytes").kind(), EventKind::Delete);
+    }
+
+    #[test]
+    fn damaged_chunks_never_panic() {
+        let good = sample();
+        let read = |bytes: &[u8]| {
+            let Ok(chunk) = ChunkView::sealed(bytes) else {
+                return 0;
+            };
+            let good = (0..chunk.len()).filter(|i| chunk.event(*i).is_ok()).count();
+            let _ = chunk.lower_bound(at(3, 0));
+            good
+        };
+        assert_eq!(read(&good), 3);
+        for cut in 0..good.len() {
+            assert_eq!(read(&good[..cut]), 0);
+        }
+        let mut rng = StdRng::seed_from_u64(3);
+        for _ in 0..20_000 {
+            let mut bad = good.to_vec();
+            for _ in 0..rng.gen_range(1..4) {
+                let i = rng.gen_range(0..bad.len());
+                bad[i] = rng.r#gen();
+            }
+            read(&bad);
+        }
+    }
+}
