@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::events::chunk::Prev;
 use crate::record::{Anchors, Live, Record, ValueRef, decode_record, encode_record};
-use crate::source::{Entry, RunKind, TreeId};
+use crate::source::{Entry, LIVE, RunKind, TreeId};
 use crate::types::{Error, Event, EventKind, KeyRange, KeyValue, KvVisitor, Result, Revision};
 
 use super::Writer;
@@ -118,14 +118,13 @@ impl<'w> Txn<'w> {
             Some(live) => (live.create, live.version + 1),
             None => (self.main, 1),
         };
-        let stored = self.store_value(&key, &value)?;
-        let live = Live {
+        let new = NewVersion {
             create,
             version,
             lease,
-            value: stored,
+            value: &value,
         };
-        let prev = self.change(&key, old.as_ref(), Some((&live, &value)), true)?;
+        let prev = self.change(&key, old.as_ref(), Some(&new), true)?;
         let pending = &mut self.writer.pending;
         if !pending.overflow {
             pending.push(Event {
@@ -229,32 +228,18 @@ impl<'w> Txn<'w> {
         Ok(prev)
     }
 
-    fn store_value<'v>(&mut self, key: &[u8], value: &'v Bytes) -> Result<ValueRef<'v>> {
-        if value.len() <= self.writer.inline_max {
-            return Ok(ValueRef::Inline(value));
-        }
-        let mut owner = [0; 16];
-        owner[..8].copy_from_slice(&(self.main as u64).to_be_bytes());
-        owner[8..].copy_from_slice(&(self.sub as u64).to_be_bytes());
-        let store = &mut self.writer.store;
-        let run = store.write_run(RunKind::Value, key, owner, value.clone())?;
-        Ok(ValueRef::Run(run))
-    }
-
     /// Records one change of one key in K, E, L and the rolling hash.
     fn change(
         &mut self,
         key: &Bytes,
         old: Option<&Record<'_>>,
-        new: Option<(&Live<'_>, &[u8])>,
+        new: Option<&NewVersion<'_>>,
         want_prev: bool,
     ) -> Result<Option<KeyValue>> {
         let rev = Revision {
             main: self.main,
             sub: self.sub,
         };
-        let hashed = new.map(|(live, value)| (live.version, live.lease, value));
-        let new = new.map(|(live, _)| live);
         let writer = &mut *self.writer;
         let anchors = match old {
             Some(old) => Anchors::after(old, rev)?,
@@ -275,27 +260,21 @@ impl<'w> Txn<'w> {
             }
             _ => None,
         };
+        let live = match new {
+            Some(new) => Some(writer.place(rev, key, &anchors, new)?),
+            None => None,
+        };
         writer.scratch.clear();
-        let flags = encode_record(rev, &anchors, new, &mut writer.scratch);
+        let flags = encode_record(rev, &anchors, live.as_ref(), &mut writer.scratch);
         writer
             .store
             .insert(TreeId::K, key, flags, &writer.scratch)?;
         writer
             .log
-            .append(&mut writer.store, rev, key, &anchors, new, &prev)?;
+            .append(&mut writer.store, rev, key, &anchors, live.as_ref(), &prev)?;
         let old_lease = old.and_then(|old| old.live).map_or(0, |live| live.lease);
-        let new_lease = new.map_or(0, |live| live.lease);
-        if old_lease != new_lease {
-            if old_lease != 0 {
-                writer.store.remove(TreeId::L, &lease_key(old_lease, key))?;
-            }
-            if new_lease != 0 {
-                let at = lease_key(new_lease, key);
-                writer
-                    .store
-                    .insert(TreeId::L, &at, crate::source::LIVE, &[])?;
-            }
-        }
+        writer.attach(key, old_lease, new.map_or(0, |new| new.lease))?;
+        let hashed = new.map(|new| (new.version, new.lease, &new.value[..]));
         writer.meta.rolling = crate::hash::rolling::change(writer.meta.rolling, rev, key, hashed);
         self.sub += 1;
         Ok(prev_kv)
@@ -326,6 +305,60 @@ impl Drop for Txn<'_> {
         if self.failed || !finished {
             self.writer.broken = true;
         }
+    }
+}
+
+/// What a put gives a key, revision aside.
+struct NewVersion<'v> {
+    create: i64,
+    version: i64,
+    lease: i64,
+    value: &'v Bytes,
+}
+
+impl Writer {
+    /// Decides where the value of a new version lives: in K while the entry stays within what the
+    /// tree takes, else in a run.
+    fn place<'v>(
+        &mut self,
+        rev: Revision,
+        key: &[u8],
+        anchors: &Anchors,
+        new: &NewVersion<'v>,
+    ) -> Result<Live<'v>> {
+        let mut live = Live {
+            create: new.create,
+            version: new.version,
+            lease: new.lease,
+            value: ValueRef::Inline(&[]),
+        };
+        self.scratch.clear();
+        encode_record(rev, anchors, Some(&live), &mut self.scratch);
+        live.value = if self.scratch.len() + new.value.len() <= self.inline_max {
+            ValueRef::Inline(new.value)
+        } else {
+            let mut owner = [0; 16];
+            owner[..8].copy_from_slice(&(rev.main as u64).to_be_bytes());
+            owner[8..].copy_from_slice(&(rev.sub as u64).to_be_bytes());
+            let bytes = new.value.clone();
+            ValueRef::Run(self.store.write_run(RunKind::Value, key, owner, bytes)?)
+        };
+        Ok(live)
+    }
+
+    /// Moves a key from one lease to another; 0 is none.
+    fn attach(&mut self, key: &[u8], from: i64, to: i64) -> Result<()> {
+        if from == to {
+            return Ok(());
+        }
+        if from != 0 {
+            self.store.remove(TreeId::L, &lease_key(from, key))?;
+        }
+        if to != 0 {
+            self.store
+                .insert(TreeId::L, &lease_key(to, key), LIVE, &[])?;
+        }
+        Ok(())
     }
 }
 
