@@ -158,13 +158,20 @@ impl<N: Node> Api<N> {
         Ok(response)
     }
 
-    /// Proposes and, when apply reports that this member has reached its quota, raises the alarm.
+    /// Proposes. When apply answers `NO_SPACE` and no alarm explains it, this member has reached its
+    /// quota, and the alarm is raised before the answer goes out.
     pub(crate) async fn propose(&self, request: pb::InternalRaftRequest) -> Result<Reply, Status> {
         let result = self.node.propose(request).await;
-        if matches!(&result, Err(status) if *status == errors::NO_SPACE) {
+        if matches!(&result, Err(status) if *status == errors::NO_SPACE)
+            && !self.alarms()?.any(AlarmType::Nospace)
+        {
             self.raise_no_space().await?;
         }
         result
+    }
+
+    fn alarms(&self) -> Result<Alarms, Status> {
+        Alarms::load(&self.node.engine().view()).map_err(engine_status)
     }
 
     /// Refuses what would take the store to its quota, and raises the alarm. Called before the request
@@ -181,8 +188,7 @@ impl<N: Node> Api<N> {
     /// Logs the NOSPACE alarm of this member unless it stands already.
     async fn raise_no_space(&self) -> Result<(), Status> {
         let member_id = self.node.identity().member_id;
-        let alarms = Alarms::load(&self.node.engine().view()).map_err(engine_status)?;
-        if alarms.has(member_id, AlarmType::Nospace) {
+        if self.alarms()?.has(member_id, AlarmType::Nospace) {
             return Ok(());
         }
         let alarm = pb::AlarmRequest {
@@ -302,3 +308,6 @@ impl Sink for Encoder {
         self.number(6, kv.lease);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,9 +111,7 @@ pub(crate) fn engine_status(error: engine::Error) -> Status {
         engine::Error::Compacted => errors::COMPACTED,
         engine::Error::Future => errors::FUTURE_REV,
         engine::Error::Corrupt(_) => Status::new(Code::DataLoss, error.to_string()),
-        engine::Error::Io(_) | engine::Error::Invalid(_) => {
-            Status::new(Code::Internal, error.to_string())
-        }
+        _ => Status::new(Code::Internal, error.to_string()),
     }
 }
 
