@@ -198,3 +198,6 @@ fn alarm_text(alarm: &pb::AlarmMember) -> String {
     let name = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |a| a.as_str_name());
     format!("memberID:{} alarm:{name} ", alarm.member_id)
 }
+
+#[cfg(test)]
+mod tests;
