@@ -234,6 +234,11 @@ impl Server {
     /// Asks the process to end (SIGTERM) and waits for it.
     pub async fn terminate(&mut self) -> ExitStatus {
         self.signal_term();
+        self.terminate_after_signal().await
+    }
+
+    /// Waits for the end of a process that was asked to end.
+    pub async fn terminate_after_signal(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("a running process");
         let began = Instant::now();
         loop {

@@ -3,10 +3,23 @@
 
 use std::process::ExitCode;
 
+mod compact;
 mod header;
+mod lease;
+mod put;
 mod range;
 mod raw;
+mod txn;
+mod watch;
 
 fn main() -> ExitCode {
-    quorate_tests::runner::main(&[header::CASES, range::CASES])
+    quorate_tests::runner::main(&[
+        header::CASES,
+        range::CASES,
+        put::CASES,
+        txn::CASES,
+        compact::CASES,
+        watch::CASES,
+        lease::CASES,
+    ])
 }
