@@ -58,6 +58,8 @@ mod reads;
 mod ready;
 mod replica;
 mod rules;
+#[cfg(test)]
+mod sim;
 mod types;
 
 pub use bootstrap::{BootstrapError, InitialMember, bootstrap};

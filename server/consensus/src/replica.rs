@@ -213,6 +213,8 @@ impl Replica {
             | MessageType::MsgSnapStatus
             | MessageType::MsgCheckQuorum => Err(Malformed("a kind that never travels")),
             MessageType::MsgPropose => check_proposal(message),
+            // The receiving end of rule R1.
+            MessageType::MsgAppend if Rule::R1NoMerging.broken(&self.config) => Ok(()),
             MessageType::MsgAppend => check_append(message),
             MessageType::MsgAppendResponse => {
                 let current = message.term == raft.term && raft.state == StateRole::Leader;
@@ -294,7 +296,7 @@ impl Replica {
     /// The state machine holds everything up to `index`. `verdicts` names, in order, every conf
     /// change up to there that came out as committed and was not reported before.
     ///
-    /// After a [`WalTask::snapshot`] the first call reports the installed snapshot's index.
+    /// While a [`WalTask::snapshot`] is not installed, reports about what precedes it have no effect.
     ///
     /// # Panics
     ///
@@ -302,6 +304,14 @@ impl Replica {
     /// executed, or if `index` was not given out: state machine and core would disagree about who
     /// votes.
     pub fn applied(&mut self, index: u64, verdicts: Vec<Verdict>) {
+        if self
+            .snapshot_ahead()
+            .is_some_and(|snapshot| index < snapshot)
+        {
+            // The core took position and members from the snapshot when it came.
+            return;
+        }
+        self.installing = None;
         for verdict in verdicts {
             let expected = self.changes.pop_front();
             assert_eq!(
@@ -319,9 +329,6 @@ impl Replica {
             "conf change applied without a verdict"
         );
         self.raw.advance_apply_to(index);
-        if self.installing.is_some_and(|snapshot| snapshot <= index) {
-            self.installing = None;
-        }
         self.shrink_log();
         self.settle();
     }
@@ -429,11 +436,13 @@ impl Replica {
     /// If entries above the applied index were dropped.
     pub fn trimmed(&mut self, first_index: u64) {
         let applied = self.raw.raft.raft_log.applied;
+        let store = self.raw.mut_store();
+        // A snapshot on its way to the disk is ahead of everything that is trimmed meanwhile.
         assert!(
-            first_index <= applied + 1,
+            first_index <= store.first().max(applied + 1),
             "the log begins at {first_index} but only {applied} is applied"
         );
-        self.raw.mut_store().trim(first_index);
+        store.trim(first_index);
     }
 
     /// A snapshot is ready to travel to `to`: the next message the core sends there will announce
@@ -693,6 +702,12 @@ impl Replica {
     fn is_sole_voter(&self) -> bool {
         // A voter of a group of one is its voter.
         self.raw.raft.promotable() && self.raw.raft.prs().is_singleton()
+    }
+
+    /// The index of the snapshot that replaced the log while the state machine has not followed.
+    pub fn snapshot_ahead(&self) -> Option<u64> {
+        let received = self.raw.snap().map(|snapshot| snapshot.metadata.index);
+        received.or(self.installing)
     }
 
     /// The configuration in force, with ids in ascending order.
