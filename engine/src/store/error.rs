@@ -24,6 +24,8 @@ pub enum Error {
     },
     /// The file is sound but was made with other parameters or by another version.
     Mismatch { file: PathBuf, what: String },
+    /// There is no file, and the caller said that there must be one.
+    Missing { file: PathBuf },
     /// The file system has no room for the checkpoint. Nothing was lost; a later checkpoint tries again.
     NoSpace { file: PathBuf },
     /// A write or sync failed earlier; the store takes nothing any more.
@@ -86,6 +88,12 @@ impl fmt::Display for Error {
             Error::Mismatch { file, what } => {
                 write!(f, "{}: {what}; nothing was overwritten", file.display())
             }
+            Error::Missing { file } => write!(
+                f,
+                "{}: missing; restore this member from its peers or from a snapshot, or remove the whole data directory to \
+                 start anew",
+                file.display()
+            ),
             Error::NoSpace { file } => write!(
                 f,
                 "{}: no space left for a checkpoint; nothing is lost, free disk space or delete and compact keys",

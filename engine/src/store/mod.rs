@@ -29,11 +29,43 @@
 
 #![allow(dead_code, unused_imports)]
 
+mod alloc;
+mod btree;
+mod cache;
+mod check;
+mod checkpoint;
+mod cursor;
 mod error;
+mod io;
+mod map;
+mod meta;
+mod open;
+mod page;
+mod pages;
+mod runs;
+mod shared;
+mod snapshot;
+mod space;
+#[allow(clippy::module_inception)]
+mod store;
+#[cfg(test)]
+mod tests;
 mod types;
 
+pub use check::{CheckReport, RunVisitor};
+pub use cursor::Cursor;
 pub use error::{Error, Result};
+pub use snapshot::Snapshot;
+pub use store::{Store, StoreWriter};
 pub use types::{
-    Durable, Entry, IoBackend, LIVE, Recovered, RunKind, RunRef, StoreOptions, StoreStats, TreeId,
-    USER_META_MAX,
+    Durable, Entry, FatalHook, IoBackend, LIVE, Recovered, RunKind, RunRef, StoreOptions,
+    StoreStats, TreeId, USER_META_MAX,
 };
+
+/// Takes a lock. A panic elsewhere while it was held changes nothing here: the data behind every lock of the store is
+/// whole at every point where code that holds it can panic.
+fn lock<T: ?Sized>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}

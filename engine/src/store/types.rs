@@ -126,6 +126,20 @@ pub struct StoreOptions {
     pub background: bool,
     /// Identity of a new file; random when none is given.
     pub identity: Option<[u8; 16]>,
+    /// False: a missing file is an error, because something else says that there was one.
+    pub create: bool,
+    /// Called instead of ending the process when a write or sync failed. For tests.
+    pub on_fatal: Option<FatalHook>,
+}
+
+/// Gets the last line the process would print.
+#[derive(Clone)]
+pub struct FatalHook(pub Arc<dyn Fn(&str) + Send + Sync>);
+
+impl std::fmt::Debug for FatalHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FatalHook")
+    }
 }
 
 impl StoreOptions {
@@ -140,6 +154,8 @@ impl StoreOptions {
             reserve_bytes: 64 << 20,
             background: true,
             identity: None,
+            create: true,
+            on_fatal: None,
         }
     }
 }

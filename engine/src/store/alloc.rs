@@ -1,0 +1,284 @@
+//! Which units of the file are taken, and when a dropped one may be taken again.
+//!
+//! The file's map pages say for a checkpoint which units it reaches, no more and no less. In memory a unit is also
+//! taken while the other durable checkpoint reaches it, while a live snapshot may, or while something not yet durable
+//! will be written there.
+//!
+//! Invariants:
+//! 1. Two-checkpoint rule: units dropped by checkpoint n are handed out again only when a later checkpoint is durable
+//!    (so that the one before n stays usable while n is the newest) and no snapshot older than n's is alive.
+//!    Crash story: n drops unit u, u is rewritten at once, power fails, n's meta page turns out torn: the checkpoint
+//!    before n is opened and finds foreign bytes in u.
+//! 2. Low addresses first, so that the end of the file falls free.
+//! 3. Nothing here does I/O.
+
+use std::collections::VecDeque;
+
+/// Adjacent units.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Extent {
+    pub unit: u64,
+    pub units: u32,
+}
+
+/// A set of units; grows as needed.
+#[derive(Clone, Default)]
+pub(super) struct Bitmap {
+    words: Vec<u64>,
+    ones: u64,
+}
+
+impl Bitmap {
+    pub fn contains(&self, unit: u64) -> bool {
+        let word = self.words.get((unit / 64) as usize).copied().unwrap_or(0);
+        word >> (unit % 64) & 1 == 1
+    }
+
+    pub fn ones(&self) -> u64 {
+        self.ones
+    }
+
+    /// Adds an extent; how many units were not in before.
+    pub fn insert(&mut self, extent: Extent) -> u64 {
+        let end = extent.unit + u64::from(extent.units);
+        let words = end.div_ceil(64) as usize;
+        if self.words.len() < words {
+            self.words.resize(words, 0);
+        }
+        let mut added = 0;
+        for unit in extent.unit..end {
+            let (word, bit) = (&mut self.words[(unit / 64) as usize], 1 << (unit % 64));
+            added += u64::from(*word & bit == 0);
+            *word |= bit;
+        }
+        self.ones += added;
+        added
+    }
+
+    /// Takes an extent out; how many of its units were in.
+    pub fn remove(&mut self, extent: Extent) -> u64 {
+        let mut removed = 0;
+        for unit in extent.unit..extent.unit + u64::from(extent.units) {
+            if let Some(word) = self.words.get_mut((unit / 64) as usize) {
+                let bit = 1 << (unit % 64);
+                removed += u64::from(*word & bit != 0);
+                *word &= !bit;
+            }
+        }
+        self.ones -= removed;
+        removed
+    }
+
+    /// Unit behind the last one in the set.
+    pub fn end(&self) -> u64 {
+        match self.words.iter().rposition(|word| *word != 0) {
+            Some(i) => i as u64 * 64 + 64 - u64::from(self.words[i].leading_zeros()),
+            None => 0,
+        }
+    }
+
+    /// First run of `units` absent units at or behind `from`; it may lie behind everything.
+    pub fn find_gap(&self, from: u64, units: u32) -> u64 {
+        let (mut start, mut at) = (from, from);
+        let limit = self.words.len() as u64 * 64;
+        while at < limit && at - start < u64::from(units) {
+            let word = self.words[(at / 64) as usize] >> (at % 64);
+            let left = 64 - at % 64;
+            if word == 0 {
+                at += left;
+            } else if word & 1 == 0 {
+                at += u64::from(word.trailing_zeros());
+            } else {
+                at += u64::from(word.trailing_ones()).min(left);
+                start = at;
+            }
+        }
+        start
+    }
+
+    /// Bytes `[from, from + out.len())` of the set, eight units to a byte.
+    pub fn copy_bytes(&self, from: usize, out: &mut [u8]) {
+        for (i, byte) in out.iter_mut().enumerate() {
+            let at = from + i;
+            let word = self.words.get(at / 8).copied().unwrap_or(0);
+            *byte = (word >> (at % 8 * 8)) as u8;
+        }
+    }
+
+    /// Adds the units whose bits are set in `bytes`, which begins at byte `from` of the set.
+    pub fn merge_bytes(&mut self, from: usize, bytes: &[u8]) {
+        for (i, byte) in bytes.iter().enumerate().filter(|(_, byte)| **byte != 0) {
+            let at = from + i;
+            if self.words.len() <= at / 8 {
+                self.words.resize(at / 8 + 1, 0);
+            }
+            let add = u64::from(*byte) << (at % 8 * 8);
+            self.ones += u64::from((add & !self.words[at / 8]).count_ones());
+            self.words[at / 8] |= add;
+        }
+    }
+
+    /// All units in the set as extents, in order.
+    pub fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
+        let mut at = 0;
+        let end = self.end();
+        std::iter::from_fn(move || {
+            while at < end && !self.contains(at) {
+                at += 1;
+            }
+            let unit = at;
+            while at < end && self.contains(at) {
+                at += 1;
+            }
+            (at > unit).then(|| Extent {
+                unit,
+                units: (at - unit) as u32,
+            })
+        })
+    }
+
+    /// The first unit that is in one set and not in the other.
+    pub fn first_difference(&self, other: &Bitmap) -> Option<u64> {
+        let words = self.words.len().max(other.words.len());
+        (0..words).find_map(|i| {
+            let a = self.words.get(i).copied().unwrap_or(0);
+            let b = other.words.get(i).copied().unwrap_or(0);
+            (a != b).then(|| i as u64 * 64 + u64::from((a ^ b).trailing_zeros()))
+        })
+    }
+}
+
+/// Units that a checkpoint no longer reaches.
+struct Dropped {
+    checkpoint: u64,
+    /// Publish number of the state the checkpoint wrote.
+    publish: u64,
+    extents: Vec<Extent>,
+}
+
+/// Requests of this many units and more share one search hint.
+const HINTS: usize = 16;
+
+/// The allocator.
+pub(super) struct Alloc {
+    taken: Bitmap,
+    first: u64,
+    /// For requests of i + 1 units: no gap that long begins before this unit.
+    hints: [u64; HINTS],
+    waiting: VecDeque<Dropped>,
+    pending_units: u64,
+}
+
+impl Alloc {
+    /// `taken`: what the newest durable checkpoint reaches; `older`: what the one before it does, if it is usable.
+    pub fn new(first: u64, reached: &Bitmap, checkpoint: u64, older: Option<&Bitmap>) -> Alloc {
+        let mut taken = reached.clone();
+        taken.insert(Extent {
+            unit: 0,
+            units: first as u32,
+        });
+        let mut extents = Vec::new();
+        for extent in older.into_iter().flat_map(Bitmap::extents) {
+            for unit in extent.unit..extent.unit + u64::from(extent.units) {
+                let one = Extent { unit, units: 1 };
+                if taken.insert(one) == 1 {
+                    extents.push(one);
+                }
+            }
+        }
+        let pending_units = extents.len() as u64;
+        Alloc {
+            taken,
+            first,
+            hints: [first; HINTS],
+            waiting: VecDeque::from([Dropped {
+                checkpoint,
+                publish: 0,
+                extents,
+            }]),
+            pending_units,
+        }
+    }
+
+    /// Takes `units` adjacent units, as low as can be.
+    pub fn take(&mut self, units: u32) -> Extent {
+        let hint = (units as usize).clamp(1, HINTS) - 1;
+        let unit = self.taken.find_gap(self.hints[hint], units);
+        let extent = Extent { unit, units };
+        self.taken.insert(extent);
+        // Gaps for longer requests do not begin before this one either. The last hint stands for many lengths, so a
+        // request that uses it proves nothing for shorter ones.
+        if hint < HINTS - 1 {
+            for longer in &mut self.hints[hint..] {
+                *longer = (*longer).max(unit);
+            }
+            self.hints[hint] = unit + u64::from(units);
+        }
+        extent
+    }
+
+    /// Gives back units that nothing durable and no snapshot ever reached.
+    pub fn give_back(&mut self, extent: Extent) {
+        debug_assert!(extent.unit >= self.first);
+        let removed = self.taken.remove(extent);
+        debug_assert_eq!(removed, u64::from(extent.units), "units given back twice");
+        for (i, hint) in self.hints.iter_mut().enumerate() {
+            *hint = (*hint).min(extent.unit.saturating_sub(i as u64).max(self.first));
+        }
+        if let Some(last) = self.hints.last_mut() {
+            *last = self.first;
+        }
+    }
+
+    /// Notes what a checkpoint, now durable, dropped.
+    pub fn drop_later(&mut self, checkpoint: u64, publish: u64, extents: Vec<Extent>) {
+        self.pending_units += extents
+            .iter()
+            .map(|extent| u64::from(extent.units))
+            .sum::<u64>();
+        self.waiting.push_back(Dropped {
+            checkpoint,
+            publish,
+            extents,
+        });
+    }
+
+    /// Makes free what may be: `durable` is the newest durable checkpoint, `oldest_pin` the publish number of the
+    /// oldest live snapshot. Returns what was freed.
+    pub fn reclaim(&mut self, durable: u64, oldest_pin: Option<u64>) -> Vec<Extent> {
+        let mut freed = Vec::new();
+        while let Some(front) = self.waiting.front() {
+            if front.checkpoint >= durable || oldest_pin.is_some_and(|pin| pin < front.publish) {
+                break;
+            }
+            let dropped = self
+                .waiting
+                .pop_front()
+                .map(|dropped| dropped.extents)
+                .unwrap_or_default();
+            for extent in dropped {
+                self.pending_units -= u64::from(extent.units);
+                self.give_back(extent);
+                freed.push(extent);
+            }
+        }
+        freed
+    }
+
+    /// Unit behind the last taken one.
+    pub fn high_water(&self) -> u64 {
+        self.taken.end()
+    }
+
+    pub fn taken_units(&self) -> u64 {
+        self.taken.ones()
+    }
+
+    pub fn pending_units(&self) -> u64 {
+        self.pending_units
+    }
+
+    pub fn is_taken(&self, unit: u64) -> bool {
+        self.taken.contains(unit)
+    }
+}

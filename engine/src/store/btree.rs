@@ -1,0 +1,585 @@
+//! The trees: look-up, count, insert, remove. All changes go through [`Space::own`], so a published page is never
+//! touched; reading needs nothing but a root.
+//!
+//! Shape: leaves hold entries, inner pages hold for every child the least key that may lie in it (the first child has
+//! none), its address and its number of live entries. A page that overflows is divided in two; a page below a third
+//! is merged with a neighbour when both fit in nine tenths; an empty page is dropped. The root has two children at
+//! least, or is a leaf.
+
+use std::sync::Arc;
+
+use super::error::{Error, Result};
+use super::page::{Addr, Cells, Child, NO_CHILD, Node, StoredKey, common};
+use super::pages::Pages;
+use super::space::Space;
+use super::types::{LIVE, RunRef};
+
+/// Longest key the trees take.
+pub(super) const KEY_BYTES_MAX: usize = 64 << 20;
+
+/// A page: in memory because no checkpoint has written it, or on disk.
+#[derive(Clone)]
+pub(super) enum Kid {
+    Mem(Arc<Node>),
+    Disk(Addr),
+}
+
+/// The root of one tree in one state.
+#[derive(Clone, Default)]
+pub(super) struct Root {
+    pub kid: Option<Kid>,
+    pub level: u8,
+    pub live: u64,
+}
+
+/// The child `i` of an inner page.
+pub(super) fn child_of(pages: &Pages, node: &Node, i: usize) -> Result<Arc<Node>> {
+    match node.kid(i) {
+        Some(kid) => Ok(kid.clone()),
+        None => {
+            let page = node.page();
+            pages.node(page.child(i).addr, page.tree(), page.level() - 1)
+        }
+    }
+}
+
+impl Root {
+    pub fn node(&self, pages: &Pages, tree: u8) -> Result<Option<Arc<Node>>> {
+        match &self.kid {
+            None => Ok(None),
+            Some(Kid::Mem(node)) => Ok(Some(node.clone())),
+            Some(Kid::Disk(addr)) => pages.node(*addr, tree, self.level).map(Some),
+        }
+    }
+
+    /// Calls `f` with flags and value of `key`.
+    pub fn get<R>(
+        &self,
+        pages: &Pages,
+        tree: u8,
+        key: &[u8],
+        f: impl FnOnce(u8, &[u8]) -> R,
+    ) -> Result<Option<R>> {
+        let mut owned;
+        let mut node: &Node = match &self.kid {
+            None => return Ok(None),
+            Some(Kid::Mem(node)) => node,
+            Some(Kid::Disk(addr)) => {
+                owned = pages.node(*addr, tree, self.level)?;
+                &owned
+            }
+        };
+        // Pages in memory are reached by reference; the first one that is not begins a chain of counted ones.
+        let start = loop {
+            if node.page().is_leaf() {
+                break None;
+            }
+            let i = node.page().child_for(key, pages)?;
+            match node.kid(i) {
+                Some(kid) => node = kid,
+                None => break Some(child_of(pages, node, i)?),
+            }
+        };
+        if let Some(start) = start {
+            owned = start;
+            while !owned.page().is_leaf() {
+                let i = owned.page().child_for(key, pages)?;
+                owned = child_of(pages, &owned, i)?;
+            }
+            node = &owned;
+        }
+        let page = node.page();
+        let (i, found) = page.search(0, key, pages)?;
+        Ok(found.then(|| f(page.flags(i), page.value(i))))
+    }
+
+    /// Live entries with keys below `key`.
+    pub fn count_below(&self, pages: &Pages, tree: u8, key: &[u8]) -> Result<u64> {
+        let Some(mut node) = self.node(pages, tree)? else {
+            return Ok(0);
+        };
+        let mut count = 0;
+        while !node.page().is_leaf() {
+            let page = node.page();
+            let i = page.child_for(key, pages)?;
+            count += (0..i).map(|j| page.child_live(j)).sum::<u64>();
+            node = child_of(pages, &node, i)?;
+        }
+        let page = node.page();
+        let (i, _) = page.search(0, key, pages)?;
+        Ok(count + (0..i).map(|j| u64::from(page.flags(j) & LIVE)).sum::<u64>())
+    }
+
+    /// Live entries with keys in `[start, end)`; without `end`, to the last.
+    pub fn count(&self, pages: &Pages, tree: u8, start: &[u8], end: Option<&[u8]>) -> Result<u64> {
+        let upto = match end {
+            Some(end) if end <= start => return Ok(0),
+            Some(end) => self.count_below(pages, tree, end)?,
+            None => self.live,
+        };
+        let before = if start.is_empty() {
+            0
+        } else {
+            self.count_below(pages, tree, start)?
+        };
+        Ok(upto - before)
+    }
+}
+
+/// What an insertion did below.
+struct Inserted {
+    /// Flags of the entry that was there.
+    previous: Option<u8>,
+    split: Option<Split>,
+}
+
+/// A page that came into being to the right of another.
+struct Split {
+    key: SeparatorKey,
+    node: Arc<Node>,
+}
+
+struct SeparatorKey {
+    bytes: Vec<u8>,
+    long: Option<RunRef>,
+}
+
+impl SeparatorKey {
+    fn stored(&self) -> StoredKey<'_> {
+        StoredKey {
+            bytes: &self.bytes,
+            long: self.long,
+        }
+    }
+}
+
+/// The tree being changed.
+pub(super) struct Tree<'a> {
+    pub space: &'a mut Space,
+    pub id: u8,
+}
+
+impl Tree<'_> {
+    /// Puts an entry in; the flags of the one that was there.
+    pub fn insert(
+        &mut self,
+        root: &mut Root,
+        key: &[u8],
+        flags: u8,
+        value: &[u8],
+    ) -> Result<Option<u8>> {
+        self.check_sizes(key, value)?;
+        let mut kid = match root.kid.take() {
+            Some(kid) => kid,
+            None => {
+                root.level = 0;
+                Kid::Mem(Arc::new(self.space.new_page(self.id, 0)))
+            }
+        };
+        let done = self.insert_at(&mut kid, root.level, key, flags, value, true);
+        root.kid = Some(kid);
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                self.drop_empty_root(root);
+                return Err(error);
+            }
+        };
+        if let Some(split) = done.split {
+            self.grow(root, split);
+        }
+        root.live = root_live(root);
+        Ok(done.previous)
+    }
+
+    fn drop_empty_root(&mut self, root: &mut Root) {
+        if let Some(Kid::Mem(node)) = &root.kid
+            && node.page().len() == 0
+        {
+            let kid = Kid::Mem(node.clone());
+            self.space.retire(&kid);
+            *root = Root::default();
+        }
+    }
+
+    fn check_sizes(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        let value_max = self.space.pages().geo.value_max;
+        for (what, bytes, bytes_max) in [
+            ("a key", key.len(), KEY_BYTES_MAX),
+            ("a value", value.len(), value_max),
+        ] {
+            if bytes > bytes_max {
+                return Err(Error::TooLarge {
+                    what,
+                    bytes,
+                    bytes_max,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A new root above the two halves of the old one.
+    fn grow(&mut self, root: &mut Root, split: Split) {
+        let Some(Kid::Mem(left)) = root.kid.take() else {
+            unreachable!("a page that was just divided is in memory")
+        };
+        let mut cells = Cells::new(false);
+        let nothing = StoredKey {
+            bytes: &[],
+            long: None,
+        };
+        cells.insert_child(0, nothing, in_memory(&left), Some(left));
+        cells.insert_child(
+            1,
+            split.key.stored(),
+            in_memory(&split.node),
+            Some(split.node),
+        );
+        root.level += 1;
+        let node = self.build(&cells, root.level, 0, 2);
+        root.kid = Some(Kid::Mem(self.space.adopt(node)));
+    }
+
+    fn build(&self, cells: &Cells, level: u8, from: usize, to: usize) -> Node {
+        cells.build(
+            &self.space.pages().geo,
+            self.id,
+            level,
+            from,
+            to,
+            self.space.made(),
+        )
+    }
+
+    fn insert_at(
+        &mut self,
+        kid: &mut Kid,
+        level: u8,
+        key: &[u8],
+        flags: u8,
+        value: &[u8],
+        edge: bool,
+    ) -> Result<Inserted> {
+        let node = self.space.own(kid, self.id, level)?;
+        if level == 0 {
+            return self.insert_leaf(node, key, flags, value, edge);
+        }
+        let i = node.page().child_for(key, self.space.pages())?;
+        let edge = edge && i + 1 == node.page().len();
+        let mut child = take_child(node, i);
+        let done = self.insert_at(&mut child, level - 1, key, flags, value, edge);
+        put_child(node, i, child);
+        let done = done?;
+        let Some(split) = done.split else {
+            return Ok(done);
+        };
+        let right = in_memory(&split.node);
+        let split = if node
+            .page_mut()
+            .inner_insert(i + 1, split.key.stored(), right)
+        {
+            let live = node.page().live() + right.live;
+            node.page_mut().set_live(live);
+            node.kids.insert(i + 1, Some(split.node));
+            None
+        } else {
+            let mut cells = Cells::of(node);
+            cells.insert_child(i + 1, split.key.stored(), right, Some(split.node));
+            self.rebuild(node, &cells, edge)?
+        };
+        Ok(Inserted {
+            previous: done.previous,
+            split,
+        })
+    }
+
+    fn insert_leaf(
+        &mut self,
+        node: &mut Node,
+        key: &[u8],
+        flags: u8,
+        value: &[u8],
+        edge: bool,
+    ) -> Result<Inserted> {
+        let page = node.page();
+        let (i, found) = page.search(0, key, self.space.pages())?;
+        if found {
+            let previous = Some(page.flags(i));
+            let mut split = None;
+            if !node.page_mut().leaf_replace(i, flags, value) {
+                let mut cells = Cells::of(node);
+                cells.replace_entry(i, flags, value);
+                split = self.rebuild(node, &cells, false)?;
+            }
+            return Ok(Inserted { previous, split });
+        }
+        let ascending = i == page.len() && (edge || i > 0 && page.hint() == i - 1);
+        let geo = self.space.pages().geo;
+        let stored = if key.len() > geo.key_inline_max {
+            StoredKey {
+                bytes: &key[..geo.key_head],
+                long: Some(self.space.write_key(key)?),
+            }
+        } else {
+            StoredKey {
+                bytes: key,
+                long: None,
+            }
+        };
+        let mut split = None;
+        if !node.page_mut().leaf_insert(i, stored, flags, value) {
+            let mut cells = Cells::of(node);
+            cells.insert_entry(i, stored, flags, value);
+            let done = self.rebuild(node, &cells, ascending);
+            if let (Err(_), Some(run)) = (&done, stored.long) {
+                self.space.free_run(run);
+            }
+            split = done?;
+        }
+        Ok(Inserted {
+            previous: None,
+            split,
+        })
+    }
+
+    /// Puts the entries back: into the page when they fit with some room to spare, else into it and a new one.
+    fn rebuild(
+        &mut self,
+        node: &mut Node,
+        cells: &Cells,
+        ascending: bool,
+    ) -> Result<Option<Split>> {
+        let capacity = self.space.pages().geo.capacity();
+        let (level, size, n) = (node.page().level(), cells.size(), cells.len());
+        let at = if size <= capacity - capacity / 16 {
+            None
+        } else {
+            cells.split_at(capacity, ascending)
+        };
+        let Some(at) = at else {
+            assert!(
+                size <= capacity,
+                "entries that do not fit one page can always be divided: page invariant 4"
+            );
+            *node = self.build(cells, level, 0, n);
+            return Ok(None);
+        };
+        let key = self.separator(cells, at, level)?;
+        *node = self.build(cells, level, 0, at);
+        let right = self.build(cells, level, at, n);
+        Ok(Some(Split {
+            key,
+            node: self.space.adopt(right),
+        }))
+    }
+
+    /// The key between slots `at - 1` and `at`. Of an inner page it is the key of `at`, which moves up; of a leaf the
+    /// shortest that separates the two.
+    fn separator(&mut self, cells: &Cells, at: usize, level: u8) -> Result<SeparatorKey> {
+        let right = cells.key(at);
+        if level > 0 {
+            return Ok(SeparatorKey {
+                bytes: right.bytes.to_vec(),
+                long: right.long,
+            });
+        }
+        let left = cells.key(at - 1);
+        let same = common(left.bytes, right.bytes);
+        let differ_in_page = same < left.bytes.len() || left.long.is_none();
+        if differ_in_page && same < right.bytes.len() {
+            return Ok(SeparatorKey {
+                bytes: right.bytes[..=same].to_vec(),
+                long: None,
+            });
+        }
+        let (left, right) = (self.whole(left)?, self.whole(right)?);
+        let bytes = &right[..=common(&left, &right)];
+        let geo = self.space.pages().geo;
+        if bytes.len() <= geo.key_inline_max {
+            return Ok(SeparatorKey {
+                bytes: bytes.to_vec(),
+                long: None,
+            });
+        }
+        Ok(SeparatorKey {
+            bytes: bytes[..geo.key_head].to_vec(),
+            long: Some(self.space.write_key(bytes)?),
+        })
+    }
+
+    fn whole(&self, key: StoredKey<'_>) -> Result<bytes::Bytes> {
+        match key.long {
+            Some(run) => self.space.pages().run(run),
+            None => Ok(bytes::Bytes::copy_from_slice(key.bytes)),
+        }
+    }
+
+    /// Takes the entry of `key` out; whether there was one.
+    pub fn remove(&mut self, root: &mut Root, key: &[u8]) -> Result<bool> {
+        if root
+            .get(self.space.pages(), self.id, key, |_, _| ())?
+            .is_none()
+        {
+            return Ok(false);
+        }
+        let Some(mut kid) = root.kid.take() else {
+            return Ok(false);
+        };
+        let done = self.remove_at(&mut kid, root.level, key);
+        root.kid = Some(kid);
+        self.shrink(root);
+        root.live = root_live(root);
+        done.map(|()| true)
+    }
+
+    /// Drops roots that are empty or have one child only.
+    fn shrink(&mut self, root: &mut Root) {
+        while let Some(Kid::Mem(node)) = &root.kid {
+            let page = node.page();
+            let below = match (page.is_leaf(), page.len()) {
+                (_, 0) => None,
+                (false, 1) => Some(match node.kid(0) {
+                    Some(kid) => Kid::Mem(kid.clone()),
+                    None => Kid::Disk(page.child(0).addr),
+                }),
+                _ => return,
+            };
+            let (live, old) = (page.live(), root.kid.take());
+            if let Some(old) = old {
+                self.space.retire(&old);
+            }
+            root.level = if below.is_some() { root.level - 1 } else { 0 };
+            root.live = live;
+            root.kid = below;
+        }
+    }
+
+    fn remove_at(&mut self, kid: &mut Kid, level: u8, key: &[u8]) -> Result<()> {
+        let node = self.space.own(kid, self.id, level)?;
+        if level == 0 {
+            let (i, found) = node.page().search(0, key, self.space.pages())?;
+            debug_assert!(found, "remove looked the key up first");
+            let long = node.page().long(i);
+            node.page_mut().leaf_remove(i);
+            if let Some(run) = long {
+                self.space.free_run(run);
+            }
+            return Ok(());
+        }
+        let i = node.page().child_for(key, self.space.pages())?;
+        let mut child = take_child(node, i);
+        let done = self.remove_at(&mut child, level - 1, key);
+        put_child(node, i, child);
+        done?;
+        self.mend(node, i)
+    }
+
+    /// Drops child `i` when it is empty, merges it with a neighbour when it is small.
+    fn mend(&mut self, node: &mut Node, i: usize) -> Result<()> {
+        let Some(child) = node.kid(i) else {
+            return Ok(());
+        };
+        let (len, used) = (child.page().len(), child.page().used());
+        if len == 0 {
+            let empty = Kid::Mem(child.clone());
+            self.space.retire(&empty);
+            self.drop_slot(node, i, true);
+            return Ok(());
+        }
+        if used >= self.space.pages().geo.capacity() / 3 {
+            return Ok(());
+        }
+        let n = node.page().len();
+        for left in [Some(i), i.checked_sub(1)].into_iter().flatten() {
+            if left + 1 < n && self.merge(node, left)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a child's slot. `free_key`: the key that goes with it is not kept elsewhere.
+    fn drop_slot(&mut self, node: &mut Node, i: usize, free_key: bool) {
+        // Without its first child a page's second one needs no key any more.
+        let keyless = if i == 0 { 1 } else { i };
+        let long = (keyless < node.page().len())
+            .then(|| node.page().long(keyless))
+            .flatten();
+        node.page_mut().inner_remove(i);
+        node.kids.remove(i);
+        if let (Some(run), true) = (long, free_key) {
+            self.space.free_run(run);
+        }
+    }
+
+    /// Makes one page of children `left` and `left + 1` when they fit in nine tenths.
+    fn merge(&mut self, node: &mut Node, left: usize) -> Result<bool> {
+        let right = left + 1;
+        let limit = self.space.pages().geo.capacity() / 10 * 9;
+        let (a, b) = (
+            child_of(self.space.pages(), node, left)?,
+            child_of(self.space.pages(), node, right)?,
+        );
+        if a.page().used() + b.page().used() > limit + a.page().prefix().len() {
+            return Ok(false);
+        }
+        let level = a.page().level();
+        let mut cells = Cells::of(&a);
+        let middle = cells.len();
+        cells.append(&b);
+        if level > 0 {
+            let page = node.page();
+            let bytes = [page.prefix(), page.suffix(right)].concat();
+            let key = StoredKey {
+                bytes: &bytes,
+                long: page.long(right),
+            };
+            cells.set_key(middle, key);
+        }
+        if cells.size() > limit {
+            return Ok(false);
+        }
+        let merged = self.build(&cells, level, 0, cells.len());
+        drop(cells);
+        for i in [left, right] {
+            let child = take_child(node, i);
+            self.space.retire(&child);
+        }
+        self.drop_slot(node, right, level == 0);
+        let merged = self.space.adopt(merged);
+        put_child(node, left, Kid::Mem(merged));
+        Ok(true)
+    }
+}
+
+fn in_memory(node: &Arc<Node>) -> Child {
+    Child {
+        live: node.page().live(),
+        ..NO_CHILD
+    }
+}
+
+fn root_live(root: &Root) -> u64 {
+    match &root.kid {
+        Some(Kid::Mem(node)) => node.page().live(),
+        Some(Kid::Disk(_)) => root.live,
+        None => 0,
+    }
+}
+
+fn take_child(node: &mut Node, i: usize) -> Kid {
+    match node.kids[i].take() {
+        Some(kid) => Kid::Mem(kid),
+        None => Kid::Disk(node.page().child(i).addr),
+    }
+}
+
+/// Puts a child back and brings its live count up to date.
+fn put_child(node: &mut Node, i: usize, child: Kid) {
+    if let Kid::Mem(child) = child {
+        let live = child.page().live();
+        node.page_mut().set_child_live(i, live);
+        node.kids[i] = Some(child);
+    }
+}

@@ -1,0 +1,348 @@
+//! Bounded cache of durable pages and runs, keyed by address and checked once, when they enter.
+//!
+//! Frames are immutable and shared by reference count: evicting one never disturbs a reader that holds it. Eviction
+//! follows two queues: newcomers pass a short one, and only what is asked for again, or comes back soon after it was
+//! thrown out, enters the long one. A scan therefore pushes out little but itself. Inner pages enter the long queue
+//! at once.
+//!
+//! Invariants:
+//! 1. The frames held never exceed the limit, in bytes, after any call.
+//! 2. One load per address at a time: others wait for its result. The shard's lock is not held meanwhile.
+//! 3. A failed load leaves nothing behind; the next reader tries again.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use bytes::Bytes;
+
+use super::error::Result;
+use super::lock;
+use super::page::{Addr, Node};
+
+/// What the cache holds.
+#[derive(Clone)]
+pub(super) enum Frame {
+    Node(Arc<Node>),
+    Run(Bytes),
+}
+
+impl Frame {
+    /// Memory of the frame, bookkeeping included.
+    fn cost(&self) -> usize {
+        const BOOKS: usize = 224;
+        BOOKS
+            + match self {
+                Frame::Node(node) => node.buf.len(),
+                Frame::Run(bytes) => bytes.len().next_multiple_of(4096),
+            }
+    }
+
+    fn is_inner(&self) -> bool {
+        matches!(self, Frame::Node(node) if !node.page().is_leaf())
+    }
+}
+
+/// Addresses are well spread already; one multiplication mixes them.
+#[derive(Default)]
+pub(super) struct AddrHasher(u64);
+
+impl Hasher for AddrHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let mixed = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type AddrMap<V> = HashMap<Addr, V, BuildHasherDefault<AddrHasher>>;
+
+struct Held {
+    frame: Frame,
+    cost: usize,
+    /// Times asked for since it last reached the end of a queue, at most `USES_MAX`.
+    uses: u8,
+}
+
+const USES_MAX: u8 = 3;
+
+/// A load under way.
+#[derive(Default)]
+struct Flight {
+    result: Mutex<Option<Result<Frame>>>,
+    landed: Condvar,
+}
+
+enum Slot {
+    Held(Held),
+    Loading(Arc<Flight>),
+}
+
+#[derive(Default)]
+struct Shard {
+    map: AddrMap<Slot>,
+    short: VecDeque<Addr>,
+    long: VecDeque<Addr>,
+    /// Addresses thrown out of the short queue lately.
+    ghosts: VecDeque<Addr>,
+    ghost_set: AddrMap<()>,
+    short_bytes: usize,
+    bytes: usize,
+    hits: u64,
+}
+
+/// The cache.
+pub(super) struct Cache {
+    shards: Box<[Mutex<Shard>]>,
+    shard_limit: usize,
+    misses: AtomicU64,
+    evictions: AtomicU64,
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct CacheStats {
+    pub bytes: u64,
+    pub hits: u64,
+    pub misses: u64,
+    pub evictions: u64,
+}
+
+impl Cache {
+    /// A cache of at most `limit` bytes.
+    pub fn new(limit: usize, page_bytes: usize) -> Cache {
+        // A shard should hold some hundred pages, or its queues are too short to tell warm from cold.
+        let shards = (limit / (page_bytes * 256))
+            .clamp(1, 16)
+            .next_power_of_two();
+        Cache {
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            shard_limit: limit / shards,
+            misses: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+        }
+    }
+
+    fn shard(&self, addr: Addr) -> MutexGuard<'_, Shard> {
+        let mixed = (addr.unit ^ addr.unit >> 7).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        lock(&self.shards[mixed as usize & (self.shards.len() - 1)])
+    }
+
+    /// The frame at `addr`; `load` brings it when it is not here.
+    pub fn get_or_load(&self, addr: Addr, load: impl FnOnce() -> Result<Frame>) -> Result<Frame> {
+        let flight = {
+            let mut shard = self.shard(addr);
+            match shard.map.entry(addr) {
+                Entry::Occupied(mut slot) => match slot.get_mut() {
+                    Slot::Held(held) => {
+                        held.uses = (held.uses + 1).min(USES_MAX);
+                        let frame = held.frame.clone();
+                        shard.hits += 1;
+                        return Ok(frame);
+                    }
+                    Slot::Loading(flight) => Err(flight.clone()),
+                },
+                Entry::Vacant(slot) => {
+                    let flight = Arc::new(Flight::default());
+                    slot.insert(Slot::Loading(flight.clone()));
+                    Ok(flight)
+                }
+            }
+        };
+        match flight {
+            Ok(flight) => self.lead(addr, flight, load),
+            Err(flight) => self.follow(&flight),
+        }
+    }
+
+    fn follow(&self, flight: &Flight) -> Result<Frame> {
+        let mut result = lock(&flight.result);
+        loop {
+            if let Some(result) = &*result {
+                return result.clone();
+            }
+            result = flight
+                .landed
+                .wait(result)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    fn lead(
+        &self,
+        addr: Addr,
+        flight: Arc<Flight>,
+        load: impl FnOnce() -> Result<Frame>,
+    ) -> Result<Frame> {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        let mut landing = Landing {
+            cache: self,
+            addr,
+            flight,
+            result: None,
+        };
+        let result = load();
+        landing.result = Some(result.clone());
+        drop(landing);
+        result
+    }
+
+    /// Puts in a frame that was just written.
+    pub fn insert(&self, addr: Addr, frame: Frame) {
+        let mut shard = self.shard(addr);
+        if !matches!(shard.map.get(&addr), Some(Slot::Held(_))) {
+            let evicted = shard.hold(addr, frame, self.shard_limit);
+            self.note_evictions(shard, evicted);
+        }
+    }
+
+    /// The frame at `addr` if it is here; does not count as a use.
+    pub fn peek(&self, addr: Addr) -> Option<Frame> {
+        match self.shard(addr).map.get(&addr) {
+            Some(Slot::Held(held)) => Some(held.frame.clone()),
+            _ => None,
+        }
+    }
+
+    fn note_evictions(&self, shard: MutexGuard<'_, Shard>, evicted: Vec<Frame>) {
+        drop(shard);
+        self.evictions
+            .fetch_add(evicted.len() as u64, Ordering::Relaxed);
+    }
+
+    pub fn stats(&self) -> CacheStats {
+        let mut stats = CacheStats {
+            bytes: 0,
+            hits: 0,
+            misses: self.misses.load(Ordering::Relaxed),
+            evictions: self.evictions.load(Ordering::Relaxed),
+        };
+        for shard in &self.shards {
+            let shard = lock(shard);
+            stats.bytes += shard.bytes as u64;
+            stats.hits += shard.hits;
+        }
+        stats
+    }
+}
+
+/// Ends a flight whatever happens to its leader, so that followers never wait for ever.
+struct Landing<'a> {
+    cache: &'a Cache,
+    addr: Addr,
+    flight: Arc<Flight>,
+    result: Option<Result<Frame>>,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        let result = self.result.take().unwrap_or(Err(super::Error::Closed));
+        let mut shard = self.cache.shard(self.addr);
+        // A checkpoint may have put the frame in meanwhile; then that one stays.
+        let ours = matches!(shard.map.get(&self.addr), Some(Slot::Loading(flight)) if Arc::ptr_eq(flight, &self.flight));
+        if ours {
+            shard.map.remove(&self.addr);
+        }
+        let evicted = match &result {
+            Ok(frame) if ours => shard.hold(self.addr, frame.clone(), self.cache.shard_limit),
+            _ => Vec::new(),
+        };
+        self.cache.note_evictions(shard, evicted);
+        *lock(&self.flight.result) = Some(result);
+        self.flight.landed.notify_all();
+    }
+}
+
+impl Shard {
+    /// Takes a frame in and throws others out until the limit holds again; those are returned, to be freed without
+    /// the lock. A frame larger than a quarter of the shard is not kept.
+    fn hold(&mut self, addr: Addr, frame: Frame, limit: usize) -> Vec<Frame> {
+        let cost = frame.cost();
+        if cost > limit / 4 && !frame.is_inner() || cost > limit {
+            return Vec::new();
+        }
+        let inner = frame.is_inner();
+        let returning = self.ghost_set.remove(&addr).is_some();
+        if inner || returning {
+            self.long.push_back(addr);
+        } else {
+            self.short.push_back(addr);
+            self.short_bytes += cost;
+        }
+        self.bytes += cost;
+        let held = Held {
+            frame,
+            cost,
+            uses: if inner { USES_MAX } else { 0 },
+        };
+        self.map.insert(addr, Slot::Held(held));
+        let mut evicted = Vec::new();
+        while self.bytes > limit {
+            evicted.extend(self.evict(limit));
+        }
+        evicted
+    }
+
+    /// One step of a queue: throws out its oldest frame or gives it another round.
+    fn evict(&mut self, limit: usize) -> Option<Frame> {
+        if self.short_bytes > limit / 10 || self.long.is_empty() {
+            self.evict_short(limit)
+        } else {
+            self.evict_long()
+        }
+    }
+
+    fn evict_short(&mut self, limit: usize) -> Option<Frame> {
+        let addr = self.short.pop_front()?;
+        let Some(Slot::Held(held)) = self.map.get_mut(&addr) else {
+            return None;
+        };
+        self.short_bytes -= held.cost;
+        if held.uses > 0 {
+            held.uses = 0;
+            self.long.push_back(addr);
+            return None;
+        }
+        let cost = held.cost;
+        self.ghosts.push_back(addr);
+        self.ghost_set.insert(addr, ());
+        while self.ghosts.len() > limit / cost.max(1) {
+            let old = self.ghosts.pop_front()?;
+            self.ghost_set.remove(&old);
+        }
+        self.drop_held(addr)
+    }
+
+    fn evict_long(&mut self) -> Option<Frame> {
+        let addr = self.long.pop_front()?;
+        let Some(Slot::Held(held)) = self.map.get_mut(&addr) else {
+            return None;
+        };
+        if held.uses > 0 {
+            held.uses -= 1;
+            self.long.push_back(addr);
+            return None;
+        }
+        self.drop_held(addr)
+    }
+
+    fn drop_held(&mut self, addr: Addr) -> Option<Frame> {
+        match self.map.remove(&addr) {
+            Some(Slot::Held(held)) => {
+                self.bytes -= held.cost;
+                Some(held.frame)
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! A position in a tree, moved in key order both ways.
+
+use std::sync::Arc;
+
+use super::btree::{Root, child_of};
+use super::error::Result;
+use super::page::Node;
+use super::pages::Pages;
+
+/// Stands on an entry or nowhere. After an error it stands nowhere.
+pub struct Cursor<'a> {
+    pages: &'a Pages,
+    root: &'a Root,
+    tree: u8,
+    /// From the root down: page and slot. The last one is a leaf whenever the cursor stands on an entry.
+    path: Vec<(Arc<Node>, usize)>,
+    key: Vec<u8>,
+    /// The first bytes of `key` are the leaf's prefix.
+    prefix_laid: bool,
+    valid: bool,
+    skip_dead: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(pages: &'a Pages, root: &'a Root, tree: u8) -> Cursor<'a> {
+        Cursor {
+            pages,
+            root,
+            tree,
+            path: Vec::with_capacity(usize::from(root.level) + 1),
+            key: Vec::new(),
+            prefix_laid: false,
+            valid: false,
+            skip_dead: false,
+        }
+    }
+
+    /// From now on passes over pages that hold no LIVE entry. Single dead entries beside live ones are still shown.
+    pub fn skip_dead(&mut self, skip: bool) {
+        self.skip_dead = skip;
+    }
+
+    /// Whether it stands on an entry.
+    pub fn valid(&self) -> bool {
+        self.valid
+    }
+
+    /// The entry's key. Empty when the cursor stands nowhere.
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// The entry's flags. 0 when the cursor stands nowhere.
+    pub fn flags(&self) -> u8 {
+        match self.path.last() {
+            Some((leaf, i)) if self.valid => leaf.page().flags(*i),
+            _ => 0,
+        }
+    }
+
+    /// The entry's value. Empty when the cursor stands nowhere.
+    pub fn value(&self) -> &[u8] {
+        match self.path.last() {
+            Some((leaf, i)) if self.valid => leaf.page().value(*i),
+            _ => &[],
+        }
+    }
+
+    /// Moves to the first entry whose key is not below `key`; whether there is one.
+    pub fn seek(&mut self, key: &[u8]) -> Result<bool> {
+        self.descend_to(key, Way::Up)
+    }
+
+    /// Moves to the last entry whose key is below `key`; whether there is one.
+    pub fn seek_before(&mut self, key: &[u8]) -> Result<bool> {
+        self.descend_to(key, Way::Down)
+    }
+
+    /// Moves to the first entry of all.
+    pub fn seek_first(&mut self) -> Result<bool> {
+        self.reset();
+        match self.root.node(self.pages, self.tree)? {
+            Some(node) if !self.dead(&node) => self.descend_edge(node, Way::Up),
+            _ => Ok(false),
+        }
+    }
+
+    /// Moves to the last entry of all.
+    pub fn seek_last(&mut self) -> Result<bool> {
+        self.reset();
+        match self.root.node(self.pages, self.tree)? {
+            Some(node) if !self.dead(&node) => self.descend_edge(node, Way::Down),
+            _ => Ok(false),
+        }
+    }
+
+    /// Moves to the entry behind; whether there is one. Standing nowhere it stays there.
+    pub fn next(&mut self) -> Result<bool> {
+        if !self.valid {
+            return Ok(false);
+        }
+        if let Some((leaf, i)) = self.path.last_mut()
+            && *i + 1 < leaf.page().len()
+        {
+            *i += 1;
+            return self.lay_key();
+        }
+        self.leave_leaf(Way::Up)
+    }
+
+    /// Moves to the entry before; whether there is one. Standing nowhere it stays there.
+    pub fn prev(&mut self) -> Result<bool> {
+        if !self.valid {
+            return Ok(false);
+        }
+        if let Some((_, i)) = self.path.last_mut()
+            && *i > 0
+        {
+            *i -= 1;
+            return self.lay_key();
+        }
+        self.leave_leaf(Way::Down)
+    }
+
+    fn reset(&mut self) {
+        self.path.clear();
+        self.key.clear();
+        self.prefix_laid = false;
+        self.valid = false;
+    }
+
+    fn dead(&self, node: &Node) -> bool {
+        self.skip_dead && node.page().live() == 0
+    }
+
+    fn descend_to(&mut self, key: &[u8], way: Way) -> Result<bool> {
+        self.reset();
+        let Some(mut node) = self.root.node(self.pages, self.tree)? else {
+            return Ok(false);
+        };
+        if self.dead(&node) {
+            return Ok(false);
+        }
+        while !node.page().is_leaf() {
+            let i = node.page().child_for(key, self.pages)?;
+            if self.skip_dead && node.page().child_live(i) == 0 {
+                self.path.push((node, i));
+                return self.walk(way);
+            }
+            let child = child_of(self.pages, &node, i)?;
+            self.path.push((node, i));
+            node = child;
+        }
+        let (i, _) = node.page().search(0, key, self.pages)?;
+        let n = node.page().len();
+        let stop = match way {
+            Way::Up => (i < n).then_some(i),
+            Way::Down => i.checked_sub(1),
+        };
+        match stop {
+            Some(i) => {
+                self.path.push((node, i));
+                self.enter_leaf()
+            }
+            None => self.walk(way),
+        }
+    }
+
+    fn leave_leaf(&mut self, way: Way) -> Result<bool> {
+        self.valid = false;
+        self.path.pop();
+        self.walk(way)
+    }
+
+    /// From the inner page at the end of the path to the nearest entry behind (or before) the child it stands on.
+    fn walk(&mut self, way: Way) -> Result<bool> {
+        loop {
+            let Some((node, at)) = self.path.last_mut() else {
+                self.reset();
+                return Ok(false);
+            };
+            let page = node.page();
+            let wanted = |i: &usize| !self.skip_dead || page.child_live(*i) > 0;
+            let next = match way {
+                Way::Up => (*at + 1..page.len()).find(wanted),
+                Way::Down => (0..*at).rev().find(wanted),
+            };
+            if let Some(i) = next {
+                *at = i;
+                let child = child_of(self.pages, node, i)?;
+                return self.descend_edge(child, way);
+            }
+            self.path.pop();
+        }
+    }
+
+    /// To the first (or last) entry below `node`.
+    fn descend_edge(&mut self, mut node: Arc<Node>, way: Way) -> Result<bool> {
+        while !node.page().is_leaf() {
+            let page = node.page();
+            let wanted = |i: &usize| !self.skip_dead || page.child_live(*i) > 0;
+            let next = match way {
+                Way::Up => (0..page.len()).find(wanted),
+                Way::Down => (0..page.len()).rev().find(wanted),
+            };
+            let Some(i) = next else {
+                return Err(self.pages.corrupt(
+                    page.child(0).addr.unit,
+                    "live counts of a page and its parent disagree",
+                ));
+            };
+            let child = child_of(self.pages, &node, i)?;
+            self.path.push((node, i));
+            node = child;
+        }
+        let i = match way {
+            Way::Up => 0,
+            Way::Down => node.page().len() - 1,
+        };
+        self.path.push((node, i));
+        self.enter_leaf()
+    }
+
+    fn enter_leaf(&mut self) -> Result<bool> {
+        self.prefix_laid = false;
+        self.lay_key()
+    }
+
+    /// Builds the key of the entry under the cursor.
+    fn lay_key(&mut self) -> Result<bool> {
+        self.valid = false;
+        let Some((leaf, i)) = self.path.last() else {
+            return Ok(false);
+        };
+        let page = leaf.page();
+        let prefix = page.prefix();
+        if let Some(run) = page.long(*i) {
+            let key = self.pages.run(run)?;
+            self.key.clear();
+            self.key.extend_from_slice(&key);
+            self.prefix_laid = false;
+        } else {
+            if self.prefix_laid {
+                self.key.truncate(prefix.len());
+            } else {
+                self.key.clear();
+                self.key.extend_from_slice(prefix);
+                self.prefix_laid = true;
+            }
+            self.key.extend_from_slice(page.suffix(*i));
+        }
+        self.valid = true;
+        Ok(true)
+    }
+}

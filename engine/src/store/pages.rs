@@ -1,0 +1,194 @@
+//! Reading: a durable page or run by its address, through the cache, checked when it comes from disk.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use bytes::Bytes;
+
+use super::cache::{Cache, Frame};
+use super::error::{Error, Result};
+use super::io::{AlignedBuf, BufPool, PageFile};
+use super::page::{Addr, Geometry, LongKeys, Node, Page};
+use super::runs::{self, MemRun, RUN_BYTES_MAX, RUN_HEADER};
+use super::types::RunRef;
+
+/// The file as readers see it.
+pub(super) struct Pages {
+    pub file: Box<dyn PageFile>,
+    pub path: PathBuf,
+    pub geo: Geometry,
+    pub identity: [u8; 16],
+    /// Seed of every checksum: pages of another file never pass.
+    pub seed: u32,
+    pub cache: Cache,
+    pool: BufPool,
+    /// Runs that no checkpoint has written, by unit. The lock is held for a look-up only.
+    mem_runs: RwLock<HashMap<u64, Arc<MemRun>>>,
+}
+
+/// The checksum seed of a file.
+pub(super) fn seed_of(identity: &[u8; 16]) -> u32 {
+    crc32fast::hash(identity)
+}
+
+impl Pages {
+    pub fn new(
+        file: Box<dyn PageFile>,
+        path: &Path,
+        geo: Geometry,
+        identity: [u8; 16],
+        cache_bytes: usize,
+    ) -> Pages {
+        Pages {
+            file,
+            path: path.to_path_buf(),
+            geo,
+            identity,
+            seed: seed_of(&identity),
+            cache: Cache::new(cache_bytes, geo.page_bytes),
+            pool: BufPool::new(geo.page_bytes),
+            mem_runs: RwLock::default(),
+        }
+    }
+
+    /// The page at `addr`, which its parent says is of this tree and level.
+    pub fn node(&self, addr: Addr, tree: u8, level: u8) -> Result<Arc<Node>> {
+        let frame = self
+            .cache
+            .get_or_load(addr, || Ok(Frame::Node(Arc::new(self.read_node(addr)?))))?;
+        match frame {
+            Frame::Node(node) if node.page().level() == level && node.page().tree() == tree => {
+                Ok(node)
+            }
+            Frame::Node(node) => Err(self.corrupt(
+                addr.unit,
+                format!(
+                    "page of tree {} and level {} found where tree {tree} and level {level} belong",
+                    node.page().tree(),
+                    node.page().level()
+                ),
+            )),
+            Frame::Run(_) => Err(self.corrupt(addr.unit, "a run lies where a page belongs")),
+        }
+    }
+
+    /// Reads and checks a page, past the cache.
+    pub fn read_node(&self, addr: Addr) -> Result<Node> {
+        let mut buf = self.pool.take();
+        let read = self.read_at(addr.unit, &mut buf, "reading a page");
+        let checked = read.and_then(|()| {
+            Page::check(&buf, &self.geo, addr, self.seed)
+                .map_err(|what| self.corrupt(addr.unit, what))?;
+            Ok(Node::durable(Box::from(&buf[..]), addr))
+        });
+        self.pool.give(buf);
+        checked
+    }
+
+    /// Fills `buf` from the beginning of a unit.
+    pub fn read_at(&self, unit: u64, buf: &mut [u8], what: &'static str) -> Result<()> {
+        let offset = self.geo.offset(unit);
+        self.file
+            .read(offset, buf)
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => Error::corrupt(
+                    &self.path,
+                    offset,
+                    "the file ends before a page or run that it should hold",
+                ),
+                _ => Error::io(&self.path, offset, what, &error),
+            })
+    }
+
+    pub fn corrupt(&self, unit: u64, what: impl Into<String>) -> Error {
+        Error::corrupt(&self.path, self.geo.offset(unit), what)
+    }
+
+    /// The contents of a run.
+    pub fn run(&self, run: RunRef) -> Result<Bytes> {
+        if let Some(mem) = self.mem_run(run.unit)
+            && mem.run == run
+        {
+            return Ok(mem.bytes.clone());
+        }
+        let addr = Addr {
+            unit: run.unit,
+            birth: run.birth,
+        };
+        let frame = self
+            .cache
+            .get_or_load(addr, || self.read_run(run).map(Frame::Run))?;
+        match frame {
+            Frame::Run(bytes) if bytes.len() == run.len as usize => Ok(bytes),
+            _ => Err(self.corrupt(run.unit, format!("no run of {} bytes begins here", run.len))),
+        }
+    }
+
+    /// Reads and checks a run, past the cache.
+    pub fn read_run(&self, run: RunRef) -> Result<Bytes> {
+        let bytes = u64::from(run.units) * self.geo.unit_bytes as u64;
+        let needed = RUN_HEADER as u64 + u64::from(run.len);
+        let in_file = self.geo.offset(run.unit).saturating_add(bytes) <= self.file_len()?;
+        if run.unit < self.geo.first_unit
+            || run.len as usize > RUN_BYTES_MAX
+            || bytes < needed
+            || !in_file
+        {
+            return Err(self.corrupt(
+                run.unit,
+                format!(
+                    "a reference names a run of {} bytes in {} units that cannot be here",
+                    run.len, run.units
+                ),
+            ));
+        }
+        let mut buf = AlignedBuf::new(bytes as usize);
+        self.read_at(run.unit, &mut buf, "reading a run")?;
+        let range = runs::check(&self.geo, &buf, run, self.seed)
+            .map_err(|what| self.corrupt(run.unit, what))?;
+        Ok(Bytes::from_owner(buf).slice(range))
+    }
+
+    pub fn file_len(&self) -> Result<u64> {
+        self.file
+            .len()
+            .map_err(|error| Error::io(&self.path, 0, "asking for the length", &error))
+    }
+
+    pub fn mem_run(&self, unit: u64) -> Option<Arc<MemRun>> {
+        let runs = self
+            .mem_runs
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        runs.get(&unit).cloned()
+    }
+
+    pub fn add_mem_run(&self, run: MemRun) {
+        let mut runs = self
+            .mem_runs
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        runs.insert(run.run.unit, Arc::new(run));
+    }
+
+    /// Forgets runs whose space is free or which are durable now.
+    pub fn forget_mem_runs(&self, units: impl Iterator<Item = u64>) {
+        let mut runs = self
+            .mem_runs
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        if runs.is_empty() {
+            return;
+        }
+        for unit in units {
+            runs.remove(&unit);
+        }
+    }
+}
+
+impl LongKeys for Pages {
+    fn long_key(&self, run: RunRef) -> Result<Bytes> {
+        self.run(run)
+    }
+}

@@ -1,0 +1,242 @@
+//! What the handles of one store share, and the small locks that order it.
+//!
+//! Locks, none of them held across I/O: `durable` (what the newest durable checkpoint is), `alloc`, `pins`, `jobs`.
+//! Where two are taken it is in that order.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+use super::alloc::{Alloc, Extent};
+use super::checkpoint::Job;
+use super::error::{Error, Result};
+use super::lock;
+use super::map::Map;
+use super::meta::RootAt;
+use super::page::Node;
+use super::pages::Pages;
+use super::types::{Durable, FatalHook, StoreStats};
+
+/// The newest durable checkpoint.
+pub(super) struct DurableState {
+    pub checkpoint: u64,
+    /// Publish number of the state it wrote.
+    pub publish: u64,
+    pub user: Arc<[u8]>,
+    pub roots: [Option<RootAt>; 4],
+    /// Meta page that holds it.
+    pub slot: usize,
+    pub map: Map,
+    /// The newest checkpoint that failed for want of space.
+    pub failed: u64,
+}
+
+/// How a checkpoint ended.
+pub(super) struct JobDone {
+    pub result: Result<()>,
+    /// Of a failed one: what it was to drop.
+    pub dropped: Vec<Extent>,
+    /// Of a successful one: first units of the runs it wrote.
+    pub runs: Vec<u64>,
+}
+
+/// The checkpoint thread's desk.
+#[derive(Default)]
+pub(super) struct Jobs {
+    pub next: Option<Job>,
+    pub done: Option<JobDone>,
+    /// Pages to be freed where nobody waits for it.
+    pub buried: Vec<Arc<Node>>,
+    pub closing: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub checkpoints: AtomicU64,
+    pub failed: AtomicU64,
+    pub bytes: AtomicU64,
+    pub last_micros: AtomicU64,
+    pub total_micros: AtomicU64,
+    pub dirty_bytes: AtomicU64,
+    pub newest_publish: AtomicU64,
+}
+
+pub(super) struct Shared {
+    pub pages: Pages,
+    pub durable: Mutex<DurableState>,
+    /// Told whenever a checkpoint ends.
+    pub durable_moved: Condvar,
+    pub alloc: Mutex<Alloc>,
+    /// Live snapshots by publish number.
+    pins: Mutex<BTreeMap<u64, usize>>,
+    pub jobs: Mutex<Jobs>,
+    pub jobs_moved: Condvar,
+    pub callbacks: Mutex<Vec<Callback>>,
+    pub counters: Counters,
+    pub no_space: AtomicBool,
+    pub file_len: AtomicU64,
+    pub shrinks: AtomicU64,
+    pub extend_bytes: u64,
+    pub reserve_bytes: u64,
+    pub background: bool,
+    poisoned: AtomicBool,
+    on_fatal: Option<FatalHook>,
+}
+
+/// Called with every new durable checkpoint.
+pub(super) type Callback = Arc<dyn Fn(&Durable) + Send + Sync>;
+
+/// The parts of [`Shared`] that opening decides.
+pub(super) struct Setup {
+    pub pages: Pages,
+    pub durable: DurableState,
+    pub alloc: Alloc,
+    pub file_len: u64,
+    pub extend_bytes: u64,
+    pub reserve_bytes: u64,
+    pub background: bool,
+    pub on_fatal: Option<FatalHook>,
+}
+
+impl Shared {
+    pub fn new(setup: Setup) -> Shared {
+        Shared {
+            pages: setup.pages,
+            durable: Mutex::new(setup.durable),
+            durable_moved: Condvar::new(),
+            alloc: Mutex::new(setup.alloc),
+            pins: Mutex::default(),
+            jobs: Mutex::default(),
+            jobs_moved: Condvar::new(),
+            callbacks: Mutex::default(),
+            counters: Counters::default(),
+            no_space: AtomicBool::new(false),
+            file_len: AtomicU64::new(setup.file_len),
+            shrinks: AtomicU64::new(0),
+            extend_bytes: setup.extend_bytes,
+            reserve_bytes: setup.reserve_bytes,
+            background: setup.background,
+            poisoned: AtomicBool::new(false),
+            on_fatal: setup.on_fatal,
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.pages.path
+    }
+
+    // --- pins ----------------------------------------------------------------------------------------------------
+
+    pub fn pin(&self, publish: u64) {
+        *lock(&self.pins).entry(publish).or_default() += 1;
+    }
+
+    pub fn unpin(&self, publish: u64) {
+        let mut pins = lock(&self.pins);
+        if let Some(count) = pins.get_mut(&publish) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&publish);
+            }
+        }
+    }
+
+    pub fn oldest_pin(&self) -> Option<u64> {
+        lock(&self.pins).keys().next().copied()
+    }
+
+    /// Makes dropped units free that may be, and forgets runs in memory that lay there.
+    pub fn reclaim(&self) {
+        let durable = lock(&self.durable).checkpoint;
+        let oldest = self.oldest_pin();
+        let freed = lock(&self.alloc).reclaim(durable, oldest);
+        self.pages
+            .forget_mem_runs(freed.iter().map(|extent| extent.unit));
+    }
+
+    // --- ends ----------------------------------------------------------------------------------------------------
+
+    pub fn poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
+    }
+
+    pub fn check_poison(&self) -> Result<()> {
+        if self.poisoned() {
+            Err(Error::Poisoned)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A write or sync failed: what the device holds is unknown from here on, and asking again would only hide it.
+    /// Ends the process; with a hook (tests) refuses everything that follows.
+    pub fn fatal(&self, what: &str) {
+        self.poisoned.store(true, Ordering::Release);
+        let line = format!(
+            "quorate: fatal: {}: {what}; stopping so that nothing is acknowledged that the disk does not hold",
+            self.path().display()
+        );
+        match &self.on_fatal {
+            Some(hook) => (hook.0)(&line),
+            None => {
+                eprintln!("{line}");
+                std::process::abort();
+            }
+        }
+        let durable = lock(&self.durable);
+        self.durable_moved.notify_all();
+        drop(durable);
+    }
+
+    /// Frees pages on the checkpoint thread.
+    pub fn bury(&self, nodes: Vec<Arc<Node>>) {
+        if nodes.is_empty() || !self.background {
+            return;
+        }
+        lock(&self.jobs).buried.extend(nodes);
+        self.jobs_moved.notify_all();
+    }
+
+    pub fn durable(&self) -> Durable {
+        let durable = lock(&self.durable);
+        Durable {
+            checkpoint: durable.checkpoint,
+            user_meta: durable.user.clone(),
+        }
+    }
+
+    pub fn stats(&self) -> StoreStats {
+        let unit = self.pages.geo.unit_bytes as u64;
+        let cache = self.pages.cache.stats();
+        let (high_water, taken, pending) = {
+            let alloc = lock(&self.alloc);
+            (
+                alloc.high_water(),
+                alloc.taken_units(),
+                alloc.pending_units(),
+            )
+        };
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        StoreStats {
+            file_bytes: high_water * unit,
+            in_use_bytes: (taken - pending) * unit,
+            free_bytes: (high_water - taken) * unit,
+            pending_bytes: pending * unit,
+            allocated_bytes: get(&self.file_len),
+            dirty_bytes: get(&self.counters.dirty_bytes),
+            cache_bytes: cache.bytes,
+            cache_hits: cache.hits,
+            cache_misses: cache.misses,
+            cache_evictions: cache.evictions,
+            checkpoints: get(&self.counters.checkpoints),
+            checkpoints_failed: get(&self.counters.failed),
+            checkpoint_bytes: get(&self.counters.bytes),
+            checkpoint_last_micros: get(&self.counters.last_micros),
+            checkpoint_total_micros: get(&self.counters.total_micros),
+            no_space: self.no_space.load(Ordering::Relaxed),
+            oldest_pin: self.oldest_pin(),
+            newest_publish: get(&self.counters.newest_publish),
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! The writer's side of memory and file space: which pages it may change, what becomes of those it replaces.
+//!
+//! A page belongs to one of these groups, told by its two marks:
+//!
+//! | `addr` | `made`                         | meaning |
+//! |--------|--------------------------------|---------|
+//! | set    | any                            | durable: replaced by a copy, its units are dropped |
+//! | unset  | the current publish number     | the writer's own: changed in place |
+//! | unset  | at most the frozen number      | being written by the checkpoint: replaced by a copy; its units are dropped when the checkpoint tells where it put the page |
+//! | unset  | between the two                | published: replaced by a copy, nothing in the file |
+//!
+//! Invariants:
+//! 1. A page with `made` below the current number is never changed, only copied.
+//! 2. Every unit that stops being reachable is dropped exactly once, with the number of the publish that shows it.
+//! 3. A reference count above one on an own page cannot be: only publish hands pages out, and it moves the number.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::alloc::Extent;
+use super::btree::{Kid, Root};
+use super::error::{Error, Result};
+use super::lock;
+use super::page::{Node, PageMut};
+use super::pages::Pages;
+use super::runs::{self, MemRun, RUN_BYTES_MAX};
+use super::shared::{JobDone, Shared};
+use super::types::{RunKind, RunRef};
+
+/// A run that no checkpoint has written.
+struct Unwritten {
+    made: u64,
+    /// Publish number that shows the state without it.
+    freed: Option<u64>,
+    bytes: usize,
+}
+
+/// What a checkpoint takes with it.
+pub(super) struct Frozen {
+    pub dropped: Vec<Extent>,
+    pub runs: Vec<Arc<MemRun>>,
+}
+
+pub(super) struct Space {
+    pub shared: Arc<Shared>,
+    /// Number of the publish being prepared.
+    made: u64,
+    /// Publish number of the state being written.
+    frozen: Option<u64>,
+    dropped: Vec<(u64, Extent)>,
+    /// Pages replaced while a checkpoint was writing them.
+    orphans: Vec<(u64, Arc<Node>)>,
+    own_pages: usize,
+    published_pages: usize,
+    frozen_pages: usize,
+    unwritten: BTreeMap<u64, Unwritten>,
+    unwritten_bytes: usize,
+    /// Number of the checkpoint that will write what is made now.
+    birth: u64,
+}
+
+impl Space {
+    pub fn new(shared: Arc<Shared>, birth: u64) -> Space {
+        Space {
+            shared,
+            made: 1,
+            frozen: None,
+            dropped: Vec::new(),
+            orphans: Vec::new(),
+            own_pages: 0,
+            published_pages: 0,
+            frozen_pages: 0,
+            unwritten: BTreeMap::new(),
+            unwritten_bytes: 0,
+            birth,
+        }
+    }
+
+    pub fn pages(&self) -> &Pages {
+        &self.shared.pages
+    }
+
+    pub fn made(&self) -> u64 {
+        self.made
+    }
+
+    pub fn birth(&self) -> u64 {
+        self.birth
+    }
+
+    pub fn dirty_bytes(&self) -> usize {
+        let pages = self.own_pages + self.published_pages + self.frozen_pages;
+        pages * self.shared.pages.geo.page_bytes + self.unwritten_bytes
+    }
+
+    // --- pages ---------------------------------------------------------------------------------------------------
+
+    /// An empty page of the writer's own.
+    pub fn new_page(&mut self, tree: u8, level: u8) -> Node {
+        let mut buf = vec![0; self.pages().geo.page_bytes].into_boxed_slice();
+        PageMut(&mut buf).init(tree, level);
+        self.own_pages += 1;
+        Node {
+            buf,
+            kids: Vec::new(),
+            addr: Default::default(),
+            made: self.made,
+        }
+    }
+
+    /// Counts a page that was built elsewhere with the current number.
+    pub fn adopt(&mut self, node: Node) -> Arc<Node> {
+        debug_assert_eq!(node.made, self.made);
+        self.own_pages += 1;
+        Arc::new(node)
+    }
+
+    /// The page of `kid` for changing: itself when it is the writer's own, else a copy in its place.
+    pub fn own<'k>(&mut self, kid: &'k mut Kid, tree: u8, level: u8) -> Result<&'k mut Node> {
+        let copy = match kid {
+            Kid::Mem(node) if node.made == self.made => None,
+            Kid::Mem(node) => Some(node.copy(self.made)),
+            Kid::Disk(addr) => Some(self.pages().node(*addr, tree, level)?.copy(self.made)),
+        };
+        if let Some(copy) = copy {
+            let copy = self.adopt(copy);
+            let old = std::mem::replace(kid, Kid::Mem(copy));
+            self.retire(&old);
+        }
+        let Kid::Mem(node) = kid else {
+            unreachable!("a page on disk was replaced by its copy above")
+        };
+        Ok(Arc::get_mut(node).expect("invariant 3: nobody else holds an unpublished page"))
+    }
+
+    /// Notes that the working state no longer holds a page.
+    pub fn retire(&mut self, kid: &Kid) {
+        let page_units = self.shared.pages.geo.units_per_page;
+        let at = |unit| Extent {
+            unit,
+            units: page_units,
+        };
+        match kid {
+            Kid::Disk(addr) => self.dropped.push((self.made, at(addr.unit))),
+            Kid::Mem(node) => match node.addr.get() {
+                Some(addr) => self.dropped.push((self.made, at(addr.unit))),
+                None if node.made == self.made => self.own_pages -= 1,
+                None if self.frozen.is_some_and(|frozen| node.made <= frozen) => {
+                    self.orphans.push((self.made, node.clone()));
+                }
+                None => self.published_pages -= 1,
+            },
+        }
+    }
+
+    // --- runs ----------------------------------------------------------------------------------------------------
+
+    /// Takes space for a run and keeps it in memory until a checkpoint writes it.
+    pub fn write_run(
+        &mut self,
+        kind: RunKind,
+        owner_key: Bytes,
+        owner: [u8; 16],
+        bytes: Bytes,
+    ) -> Result<RunRef> {
+        let pages = &self.shared.pages;
+        for (what, len) in [
+            ("a run", bytes.len()),
+            ("the owner of a run", owner_key.len()),
+        ] {
+            if len > RUN_BYTES_MAX {
+                return Err(Error::TooLarge {
+                    what,
+                    bytes: len,
+                    bytes_max: RUN_BYTES_MAX,
+                });
+            }
+        }
+        let units = runs::units(&pages.geo, owner_key.len(), bytes.len());
+        let extent = lock(&self.shared.alloc).take(units);
+        let run = RunRef {
+            unit: extent.unit,
+            birth: self.birth,
+            len: bytes.len() as u32,
+            crc: runs::contents_crc(pages.seed, &bytes),
+            units,
+        };
+        let cost = units as usize * pages.geo.unit_bytes;
+        pages.add_mem_run(MemRun {
+            run,
+            kind,
+            owner,
+            owner_key,
+            bytes,
+        });
+        let unwritten = Unwritten {
+            made: self.made,
+            freed: None,
+            bytes: cost,
+        };
+        self.unwritten.insert(run.unit, unwritten);
+        self.unwritten_bytes += cost;
+        Ok(run)
+    }
+
+    /// Notes that the working state no longer refers to a run.
+    pub fn free_run(&mut self, run: RunRef) {
+        let extent = Extent {
+            unit: run.unit,
+            units: run.units,
+        };
+        match self.unwritten.get_mut(&run.unit) {
+            Some(unwritten) if unwritten.made == self.made => {
+                self.unwritten_bytes -= unwritten.bytes;
+                self.unwritten.remove(&run.unit);
+                self.shared.pages.forget_mem_runs([run.unit].into_iter());
+                lock(&self.shared.alloc).give_back(extent);
+            }
+            Some(unwritten) => {
+                unwritten.freed = Some(self.made);
+                self.dropped.push((self.made, extent));
+            }
+            None => self.dropped.push((self.made, extent)),
+        }
+    }
+
+    /// Stores a long key that tree pages refer to.
+    pub fn write_key(&mut self, key: &[u8]) -> Result<RunRef> {
+        self.write_run(
+            RunKind::Key,
+            Bytes::new(),
+            [0; 16],
+            Bytes::copy_from_slice(key),
+        )
+    }
+
+    // --- publish and checkpoint ----------------------------------------------------------------------------------
+
+    /// Ends the current publish number: its pages never change again.
+    pub fn end_publish(&mut self) -> u64 {
+        let number = self.made;
+        self.made += 1;
+        self.published_pages += self.own_pages;
+        self.own_pages = 0;
+        number
+    }
+
+    /// Hands everything that published state `publish` needs to checkpoint `birth`.
+    pub fn freeze(&mut self, publish: u64) -> Frozen {
+        self.frozen = Some(publish);
+        self.frozen_pages = std::mem::take(&mut self.published_pages);
+        self.birth += 1;
+        let (now, later) = std::mem::take(&mut self.dropped)
+            .into_iter()
+            .partition(|(made, _)| *made <= publish);
+        self.dropped = later;
+        let now: Vec<(u64, Extent)> = now;
+        let mut runs = Vec::new();
+        let bytes = &mut self.unwritten_bytes;
+        let pages = &self.shared.pages;
+        self.unwritten.retain(|unit, unwritten| {
+            if unwritten.made > publish {
+                return true;
+            }
+            if unwritten.freed.is_some_and(|freed| freed <= publish) {
+                *bytes -= unwritten.bytes;
+                return false;
+            }
+            runs.extend(pages.mem_run(*unit));
+            true
+        });
+        Frozen {
+            dropped: now.into_iter().map(|(_, extent)| extent).collect(),
+            runs,
+        }
+    }
+
+    /// Takes in the end of a checkpoint.
+    pub fn settle_job(&mut self, done: JobDone) {
+        let page_units = self.shared.pages.geo.units_per_page;
+        let frozen = self.frozen.take().unwrap_or(0);
+        let orphans = std::mem::take(&mut self.orphans);
+        if done.result.is_err() {
+            // Its pages are as unwritten as before; what it was to drop waits for the next one.
+            self.published_pages += self.frozen_pages - orphans.len();
+            self.dropped
+                .extend(done.dropped.into_iter().map(|extent| (frozen, extent)));
+        } else {
+            for (made, node) in orphans {
+                let addr = node
+                    .addr
+                    .get()
+                    .expect("a finished checkpoint gave every page it wrote an address");
+                let extent = Extent {
+                    unit: addr.unit,
+                    units: page_units,
+                };
+                self.dropped.push((made, extent));
+            }
+            for unit in done.runs {
+                if let Some(unwritten) = self.unwritten.remove(&unit) {
+                    self.unwritten_bytes -= unwritten.bytes;
+                }
+            }
+        }
+        self.frozen_pages = 0;
+    }
+
+    /// Lets go of pages that are durable now: from here on they are reached by address, through the cache. Visits
+    /// only pages changed since the checkpoint froze its state.
+    pub fn release_durable(&mut self, root: &mut Root, tree: u8) {
+        if let Some(kid) = &mut root.kid {
+            let mut released = Vec::new();
+            self.release(kid, tree, root.level, &mut released);
+            self.shared.bury(released);
+        }
+    }
+
+    fn release(&mut self, kid: &mut Kid, tree: u8, level: u8, released: &mut Vec<Arc<Node>>) {
+        let Kid::Mem(node) = kid else { return };
+        if let Some(addr) = node.addr.get().copied() {
+            let Kid::Mem(node) = std::mem::replace(kid, Kid::Disk(addr)) else {
+                return;
+            };
+            released.push(node);
+            return;
+        }
+        if !Self::holds_durable(node) {
+            return;
+        }
+        let Ok(node) = self.own(kid, tree, level) else {
+            return;
+        };
+        for i in 0..node.kids.len() {
+            let Some(child) = node.kids[i].take() else {
+                continue;
+            };
+            let mut child = Kid::Mem(child);
+            self.release(&mut child, tree, level - 1, released);
+            match child {
+                Kid::Mem(child) => node.kids[i] = Some(child),
+                Kid::Disk(addr) => node.page_mut().set_child_addr(i, addr),
+            }
+        }
+    }
+
+    fn holds_durable(node: &Node) -> bool {
+        node.kids
+            .iter()
+            .flatten()
+            .any(|kid| kid.addr.get().is_some() || Self::holds_durable(kid))
+    }
+}
