@@ -94,7 +94,7 @@ impl<N: Node> Api<N> {
         r: pb::TxnRequest,
     ) -> Result<pb::TxnResponse, Status> {
         self.admit(ctx, Learner::Refuses)?;
-        self.check_quota(cost::txn_deep(&r)).await?;
+        self.check_quota(cost::txn(&r)).await?;
         validate::txn(&r, self.limits.txn_ops_max)?;
         let mut response = if validate::txn_is_read_only(&r) {
             if !validate::txn_is_serializable(&r) {

@@ -56,7 +56,10 @@ impl<N: Node> Api<N> {
         if node.leader == 0 {
             problems.push(errors::NO_LEADER.message.into_owned());
         }
-        for alarm in Alarms::load(&view).map_err(engine_status)?.list(0, 0) {
+        for alarm in Alarms::load(&view)
+            .map_err(engine_status)?
+            .list(AlarmType::None as i32)
+        {
             problems.push(alarm_text(&alarm));
         }
         Ok(pb::StatusResponse {
@@ -89,7 +92,7 @@ impl<N: Node> Api<N> {
             let alarms = Alarms::load(&view).map_err(engine_status)?;
             return Ok(pb::AlarmResponse {
                 header: Some(self.node.header(view.revision())),
-                alarms: alarms.list(r.alarm, r.member_id),
+                alarms: alarms.list(r.alarm),
             });
         }
         let request = pb::InternalRaftRequest {

@@ -46,14 +46,12 @@ impl Alarms {
         self.0.contains(&(alarm as i32, member_id))
     }
 
-    /// The alarms of a type (NONE: all types) and a member (0: all members).
-    pub fn list(&self, alarm: i32, member_id: u64) -> Vec<pb::AlarmMember> {
+    /// The alarms of a type (NONE: all types), of all members: etcd's listing never looks at the
+    /// member of the request.
+    pub fn list(&self, alarm: i32) -> Vec<pb::AlarmMember> {
         self.0
             .iter()
-            .filter(|&&(a, m)| {
-                (alarm == AlarmType::None as i32 || a == alarm)
-                    && (member_id == 0 || m == member_id)
-            })
+            .filter(|&&(a, _)| alarm == AlarmType::None as i32 || a == alarm)
             .map(|&(alarm, member_id)| pb::AlarmMember { member_id, alarm })
             .collect()
     }
@@ -62,7 +60,7 @@ impl Alarms {
 impl Applier {
     pub(super) fn alarm(&mut self, r: &pb::AlarmRequest) -> Result<pb::AlarmResponse, Failure> {
         let affected = match AlarmAction::try_from(r.action) {
-            Ok(AlarmAction::Get) => self.alarms.list(r.alarm, r.member_id),
+            Ok(AlarmAction::Get) => self.alarms.list(r.alarm),
             Ok(AlarmAction::Activate) => self.activate(r)?,
             Ok(AlarmAction::Deactivate) => self.deactivate(r)?,
             Err(_) => Vec::new(),

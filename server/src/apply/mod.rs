@@ -26,6 +26,9 @@ mod observe;
 pub(crate) mod range;
 pub(crate) mod txn;
 
+#[cfg(test)]
+mod tests;
+
 pub use alarm::Alarms;
 pub use lease::LeaseSet;
 pub use member::ConfOutcome;
@@ -365,12 +368,12 @@ impl Applier {
         }
     }
 
-    /// What the alarms in the log forbid. A nested put passes `NOSPACE`, as in etcd: the rule must be
-    /// the same on every member of a cluster, whichever server it runs.
+    /// What the alarms in the log forbid. A put anywhere in a transaction counts, whether or not it
+    /// would run; a transaction that came through the log counts as a write.
     fn gate(&self, command: &Command) -> Result<(), Status> {
         let (writes, grows) = match command {
             Command::Put(_) | Command::LeaseGrant(_) => (true, true),
-            Command::Txn(r) => (!crate::api::validate::txn_is_read_only(r), cost::txn(r) > 0),
+            Command::Txn(r) => (true, cost::txn(r) > 0),
             Command::DeleteRange(_) | Command::Compaction(_) | Command::LeaseRevoke(_) => {
                 (true, false)
             }
@@ -462,20 +465,15 @@ pub(crate) mod cost {
         256 + (r.key.len() + r.value.len()) as u64
     }
 
-    /// The dearer branch; nested transactions count nothing.
+    /// The dearer branch, nested transactions included.
     pub fn txn(r: &pb::TxnRequest) -> u64 {
-        branch(&r.success, false).max(branch(&r.failure, false))
+        branch(&r.success).max(branch(&r.failure))
     }
 
-    /// As [`txn`], with the puts of nested transactions.
-    pub fn txn_deep(r: &pb::TxnRequest) -> u64 {
-        branch(&r.success, true).max(branch(&r.failure, true))
-    }
-
-    fn branch(ops: &[pb::RequestOp], deep: bool) -> u64 {
+    fn branch(ops: &[pb::RequestOp]) -> u64 {
         let of = |op: &pb::RequestOp| match &op.request {
             Some(Request::RequestPut(r)) => put(r),
-            Some(Request::RequestTxn(r)) if deep => txn_deep(r),
+            Some(Request::RequestTxn(r)) => txn(r),
             _ => 0,
         };
         ops.iter().map(of).sum()

@@ -1174,8 +1174,13 @@ fn rule_7_3_nospace_stops_what_grows_and_nothing_else() {
         ..Default::default()
     };
     kv.node().apply(revoke).unwrap();
-    // As etcd: the puts of a nested transaction are not looked at.
-    kv.run(vec![nested(vec![put()])]).unwrap();
+    let nested_put = nested(vec![put()]);
+    assert_eq!(
+        kv.run(vec![nested_put]),
+        Err(errors::NO_SPACE),
+        "at any depth"
+    );
+    kv.run(vec![nested(vec![op(delete_of("a", ""))])]).unwrap();
     kv.alarm(AlarmAction::Deactivate, AlarmType::Nospace);
     kv.set("n", "v");
 }
@@ -1209,6 +1214,9 @@ fn rule_7_4_corrupt_stops_every_write() {
     }
     assert_eq!(kv.keys(), ["a"]);
     assert_eq!(kv.run(vec![op(range_of("a"))]).unwrap().responses.len(), 1);
+    // A nested read goes through the log, and there it counts as a write.
+    let nested_read = nested(vec![op(range_of("a"))]);
+    assert_eq!(kv.run(vec![nested_read]), Err(errors::CORRUPT));
     kv.alarm(AlarmAction::Deactivate, AlarmType::Corrupt);
     kv.alarm(AlarmAction::Deactivate, AlarmType::Nospace);
     kv.set("n", "v");

@@ -49,7 +49,10 @@ fn alarm(
         alarm: alarm as i32,
     };
     let r = call!(api, alarm, r).expect("is answered");
-    assert_eq!(r.header.expect("has a header").member_id, identity().member_id);
+    assert_eq!(
+        r.header.expect("has a header").member_id,
+        identity().member_id
+    );
     r.alarms.iter().map(|a| (a.member_id, a.alarm)).collect()
 }
 
@@ -81,7 +84,10 @@ fn rule_7_1_status() {
     assert_eq!(r.version, "3.6.14");
     assert_eq!(r.storage_version, "3.6.0");
     assert_eq!(r.leader, identity().member_id);
-    assert_eq!((r.raft_term, r.raft_index, r.raft_applied_index), (TERM, 1, 1));
+    assert_eq!(
+        (r.raft_term, r.raft_index, r.raft_applied_index),
+        (TERM, 1, 1)
+    );
     assert_eq!(r.db_size_quota, 2_147_483_648);
     assert_eq!(r.errors, Vec::<String>::new());
     assert_eq!(r.downgrade_info, Some(pb::DowngradeInfo::default()));
@@ -92,7 +98,12 @@ fn rule_7_1_status() {
 #[test]
 fn rule_7_1_status_tells_what_is_wrong_and_needs_no_leader() {
     let api = api();
-    alarm(&api, AlarmAction::Activate, 10276657743932975437, AlarmType::Nospace);
+    alarm(
+        &api,
+        AlarmAction::Activate,
+        10276657743932975437,
+        AlarmType::Nospace,
+    );
     alarm(&api, AlarmAction::Activate, 7, AlarmType::Corrupt);
     api.node.set_status(|s| s.leader = 0);
     let r = call!(api, status, pb::StatusRequest {}).unwrap();
@@ -117,12 +128,22 @@ fn rule_7_2_alarm_get_reads_and_makes_no_entry() {
     assert_eq!(alarm(&api, Activate, 5, AlarmType::Nospace), [(5, nospace)]);
     assert_eq!(alarm(&api, Activate, 6, AlarmType::Corrupt), [(6, corrupt)]);
     let applied = api.node.status().applied;
-    assert_eq!(alarm(&api, Get, 0, AlarmType::None), [(5, nospace), (6, corrupt)]);
-    assert_eq!(alarm(&api, Get, 6, AlarmType::None), [(6, corrupt)]);
+    assert_eq!(
+        alarm(&api, Get, 0, AlarmType::None),
+        [(5, nospace), (6, corrupt)]
+    );
+    assert_eq!(
+        alarm(&api, Get, 6, AlarmType::None),
+        [(5, nospace), (6, corrupt)],
+        "the member does not matter"
+    );
     assert_eq!(alarm(&api, Get, 0, AlarmType::Nospace), [(5, nospace)]);
     assert_eq!(api.node.status().applied, applied);
     assert_eq!(alarm(&api, Deactivate, 5, AlarmType::Corrupt), []);
-    assert_eq!(alarm(&api, Deactivate, 5, AlarmType::Nospace), [(5, nospace)]);
+    assert_eq!(
+        alarm(&api, Deactivate, 5, AlarmType::Nospace),
+        [(5, nospace)]
+    );
     assert_eq!(alarm(&api, Get, 0, AlarmType::None), [(6, corrupt)]);
 }
 
@@ -139,9 +160,8 @@ fn rule_7_9_move_leader() {
     let me = identity().member_id;
     add_member(&api, me, ConfChangeType::ConfChangeAddNode);
     add_member(&api, 5, ConfChangeType::ConfChangeAddLearnerNode);
-    let to = |target_id| {
-        call!(api, move_leader, pb::MoveLeaderRequest { target_id }).map(|r| r.header)
-    };
+    let to =
+        |target_id| call!(api, move_leader, pb::MoveLeaderRequest { target_id }).map(|r| r.header);
     assert_eq!(to(me), Ok(None));
     for target in [0, 99, 5] {
         assert_eq!(to(target), Err(errors::BAD_LEADER_TRANSFEREE));
@@ -166,6 +186,8 @@ fn rule_7_5_hash_kv_of_revisions() {
     assert_eq!(hash_kv(&api, 4).unwrap(), now);
     assert_ne!(hash_kv(&api, 3).unwrap().0, now.0);
     assert_eq!(hash_kv(&api, 5), Err(errors::FUTURE_REV));
+    // The checksum of nothing but the bucket's name, as 3.6.14 answers it.
+    assert_eq!(hash_kv(&api, -3), Ok((1_084_519_789, -1, -3)));
     let r = call!(api, hash_kv, pb::HashKvRequest { revision: 2 }).unwrap();
     assert_eq!(r.header.unwrap().revision, 4, "current, not asked for");
 }
@@ -235,9 +257,8 @@ fn rule_6_2_member_list_is_sorted_and_names_no_revision() {
     let api = api();
     add_member(&api, 9, ConfChangeType::ConfChangeAddNode);
     add_member(&api, 3, ConfChangeType::ConfChangeAddLearnerNode);
-    let list = |linearizable| {
-        call!(api, member_list, pb::MemberListRequest { linearizable }).unwrap()
-    };
+    let list =
+        |linearizable| call!(api, member_list, pb::MemberListRequest { linearizable }).unwrap();
     let reads = || api.node.reads.load(std::sync::atomic::Ordering::Relaxed);
     let r = list(false);
     assert_eq!(reads(), 0);
@@ -250,12 +271,48 @@ fn rule_6_2_member_list_is_sorted_and_names_no_revision() {
 }
 
 #[test]
-fn changing_members_is_not_implemented_and_says_so() {
+fn rule_6_3_to_6_7_what_cannot_be_done_to_the_only_member() {
     let api = api();
-    let add = call!(api, member_add, pb::MemberAddRequest::default()).unwrap_err();
-    assert_eq!(add.code, Code::Unimplemented);
-    let promote = call!(api, member_promote, pb::MemberPromoteRequest::default());
-    assert_eq!(promote.unwrap_err(), add);
+    let me = identity().member_id;
+    add_member(&api, me, ConfChangeType::ConfChangeAddNode);
+    let add = |urls: &[&str]| {
+        let r = pb::MemberAddRequest {
+            peer_ur_ls: urls.iter().map(|u| u.to_string()).collect(),
+            is_learner: false,
+        };
+        call!(api, member_add, r).unwrap_err()
+    };
+    for bad in [
+        &[] as &[&str],
+        &[""],
+        &["a:1"],
+        &["ftp://a:1"],
+        &["http://a"],
+        &["http://a:1", "x"],
+    ] {
+        assert_eq!(add(bad), errors::MEMBER_BAD_URLS, "{bad:?}");
+    }
+    let own = format!("http://m{me}:2380");
+    assert_eq!(add(&[&own]), errors::PEER_URL_EXIST);
+    assert_eq!(add(&["http://new:2380"]).code, Code::Unimplemented);
+    let remove = |id| call!(api, member_remove, pb::MemberRemoveRequest { id }).unwrap_err();
+    assert_eq!(remove(7), errors::MEMBER_NOT_FOUND);
+    assert_eq!(remove(me), errors::MEMBER_NOT_ENOUGH_STARTED);
+    let promote = |id| call!(api, member_promote, pb::MemberPromoteRequest { id }).unwrap_err();
+    assert_eq!(promote(7), errors::MEMBER_NOT_FOUND);
+    assert_eq!(promote(me), errors::MEMBER_NOT_LEARNER);
+    let update = |id, urls: &[&str]| {
+        let peer_ur_ls = urls.iter().map(|u| u.to_string()).collect();
+        call!(
+            api,
+            member_update,
+            pb::MemberUpdateRequest { id, peer_ur_ls }
+        )
+        .unwrap_err()
+    };
+    assert_eq!(update(me, &[]), errors::MEMBER_BAD_URLS);
+    assert_eq!(update(7, &["http://a:1"]), errors::MEMBER_NOT_FOUND);
+    assert_eq!(update(me, &["http://a:1"]).code, Code::Unimplemented);
 }
 
 #[test]
