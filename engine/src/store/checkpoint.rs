@@ -349,9 +349,14 @@ impl<'a> Output<'a> {
     fn write_map(&mut self, old: &Map, added: &[Extent], dropped: &[Extent]) -> Result<Map, Stop> {
         let geo = self.shared.pages.geo;
         let alloc = &self.shared.alloc;
-        let Some(change) = old.change(&geo, self.number, added, dropped, &mut |units| {
-            lock(alloc).take(units)
-        }) else {
+        let mut take = |units| lock(alloc).take(units);
+        // A map that lies in the part to be cut off has to move.
+        let move_from = match self.shared.shrinks.load(Ordering::Relaxed) {
+            0 => u64::MAX,
+            _ => geo.first_unit + old.reached.ones() + 64,
+        };
+        let Some(change) = old.change(&geo, self.number, added, dropped, move_from, &mut take)
+        else {
             return Ok(old.clone());
         };
         self.taken.extend(&change.taken);

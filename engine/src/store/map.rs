@@ -47,23 +47,29 @@ pub(super) struct Change {
 }
 
 impl Map {
-    /// The map of checkpoint `birth`, which adds `added` and drops `dropped`. None when nothing changes.
+    /// The map of checkpoint `birth`, which adds `added` and drops `dropped`; map pages at or behind unit `move_from`
+    /// are written anew. None when nothing changes.
     pub fn change(
         &self,
         geo: &Geometry,
         birth: u64,
         added: &[Extent],
         dropped: &[Extent],
+        move_from: u64,
         alloc: &mut dyn FnMut(u32) -> Extent,
     ) -> Option<Change> {
-        if added.is_empty() && dropped.is_empty() {
+        let far: Vec<usize> = (0..self.pages.len())
+            .filter(|i| self.pages[*i].unit >= move_from)
+            .collect();
+        let index_far = self.index.pages > 0 && self.index.unit >= move_from;
+        if added.is_empty() && dropped.is_empty() && far.is_empty() && !index_far {
             return None;
         }
         let mut change = Settling {
             geo,
             birth,
             map: self.clone(),
-            dirty: BTreeSet::new(),
+            dirty: far.into_iter().collect(),
             done: BTreeSet::new(),
             taken: Vec::new(),
             dropped: Vec::new(),

@@ -7,7 +7,7 @@
 //! | set    | any                            | durable: replaced by a copy, its units are dropped |
 //! | unset  | the current publish number     | the writer's own: changed in place |
 //! | unset  | at most the frozen number      | being written by the checkpoint: replaced by a copy; its units are dropped when the checkpoint tells where it put the page |
-//! | unset  | between the two                | published: replaced by a copy, nothing in the file |
+//! | unset  | between the two                | published: replaced by a copy; as long as the state published last holds it, a checkpoint may still write it |
 //!
 //! Invariants:
 //! 1. A page with `made` below the current number is never changed, only copied.
@@ -50,8 +50,13 @@ pub(super) struct Space {
     /// Publish number of the state being written.
     frozen: Option<u64>,
     dropped: Vec<(u64, Extent)>,
-    /// Pages replaced while a checkpoint was writing them.
+    /// Published pages replaced since the last publish, written by nobody so far.
+    replaced: Vec<Arc<Node>>,
+    /// Pages that the state being written holds and the published one does not, with the publish number that shows
+    /// that.
     orphans: Vec<(u64, Arc<Node>)>,
+    /// Of `frozen_pages`: replaced since.
+    frozen_replaced: usize,
     own_pages: usize,
     published_pages: usize,
     frozen_pages: usize,
@@ -68,7 +73,9 @@ impl Space {
             made: 1,
             frozen: None,
             dropped: Vec::new(),
+            replaced: Vec::new(),
             orphans: Vec::new(),
+            frozen_replaced: 0,
             own_pages: 0,
             published_pages: 0,
             frozen_pages: 0,
@@ -147,12 +154,19 @@ impl Space {
             Kid::Mem(node) => match node.addr.get() {
                 Some(addr) => self.dropped.push((self.made, at(addr.unit))),
                 None if node.made == self.made => self.own_pages -= 1,
-                None if self.frozen.is_some_and(|frozen| node.made <= frozen) => {
-                    self.orphans.push((self.made, node.clone()));
+                None => {
+                    match self.is_frozen(node) {
+                        true => self.frozen_replaced += 1,
+                        false => self.published_pages -= 1,
+                    }
+                    self.replaced.push(node.clone());
                 }
-                None => self.published_pages -= 1,
             },
         }
+    }
+
+    fn is_frozen(&self, node: &Node) -> bool {
+        self.frozen.is_some_and(|frozen| node.made <= frozen)
     }
 
     // --- runs ----------------------------------------------------------------------------------------------------
@@ -241,6 +255,11 @@ impl Space {
     /// Ends the current publish number: its pages never change again.
     pub fn end_publish(&mut self) -> u64 {
         let number = self.made;
+        for node in std::mem::take(&mut self.replaced) {
+            if self.is_frozen(&node) {
+                self.orphans.push((number, node));
+            }
+        }
         self.made += 1;
         self.published_pages += self.own_pages;
         self.own_pages = 0;
@@ -279,23 +298,34 @@ impl Space {
 
     /// Takes in the end of a checkpoint.
     pub fn settle_job(&mut self, done: JobDone) {
-        let page_units = self.shared.pages.geo.units_per_page;
         let frozen = self.frozen.take().unwrap_or(0);
+        let frozen_pages = std::mem::take(&mut self.frozen_pages);
+        let frozen_replaced = std::mem::take(&mut self.frozen_replaced);
         let orphans = std::mem::take(&mut self.orphans);
         if done.result.is_err() {
             // Its pages are as unwritten as before; what it was to drop waits for the next one.
-            self.published_pages += self.frozen_pages - orphans.len();
+            self.published_pages += frozen_pages - frozen_replaced;
             self.dropped
                 .extend(done.dropped.into_iter().map(|extent| (frozen, extent)));
         } else {
-            for (made, node) in orphans {
+            let replaced = std::mem::take(&mut self.replaced);
+            let (written, unwritten) = replaced
+                .into_iter()
+                .partition(|node| node.addr.get().is_some());
+            self.replaced = unwritten;
+            let written: Vec<Arc<Node>> = written;
+            let made = self.made;
+            for (made, node) in orphans
+                .into_iter()
+                .chain(written.into_iter().map(|node| (made, node)))
+            {
                 let addr = node
                     .addr
                     .get()
                     .expect("a finished checkpoint gave every page it wrote an address");
                 let extent = Extent {
                     unit: addr.unit,
-                    units: page_units,
+                    units: self.shared.pages.geo.units_per_page,
                 };
                 self.dropped.push((made, extent));
             }
@@ -305,7 +335,6 @@ impl Space {
                 }
             }
         }
-        self.frozen_pages = 0;
     }
 
     /// Lets go of pages that are durable now: from here on they are reached by address, through the cache. Visits

@@ -274,10 +274,10 @@ impl StoreWriter {
         self.space.dirty_bytes()
     }
 
-    /// Has the free end of the file cut off by the next three checkpoints: what was dropped lately is free only after
-    /// two.
+    /// Has the free end of the file cut off by the next four checkpoints: what was dropped lately is free after two,
+    /// and the allocation map, moved then, leaves its old place after two more.
     pub fn request_shrink(&mut self) {
-        self.shared().shrinks.store(3, Ordering::Relaxed);
+        self.shared().shrinks.store(4, Ordering::Relaxed);
     }
 
     /// Takes in the end of a checkpoint, if one ended: what it wrote may leave memory.

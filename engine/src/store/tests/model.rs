@@ -271,7 +271,7 @@ fn an_emptied_store_gives_all_space_back() {
     assert_eq!(full.entries, keys.len() as u64);
     keys.iter().for_each(|key| run.remove(key));
     run.writer.request_shrink();
-    for _ in 0..4 {
+    for _ in 0..5 {
         run.writer.publish();
         checkpoint(&run.store, &mut run.writer, b"empty");
     }
