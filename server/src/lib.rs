@@ -6,6 +6,8 @@
 pub mod api;
 pub mod apply;
 pub mod bootstrap;
+pub mod clock;
+pub mod compactor;
 pub mod config;
 pub mod grpc;
 pub mod lease;

@@ -1,10 +1,13 @@
 //! What tests of handlers need: a node that applies at once, and short ways to write requests.
 
+use crate::api::Api;
 use crate::apply::{Applier, ConfOutcome, Reply};
-use crate::lease::LeaseHook;
+use crate::clock::ManualClock;
+use crate::lease::{LeaseHook, Lessor};
 use crate::limits::Limits;
 use crate::node::{Identity, Node, NodeStatus};
 use crate::status::Status;
+use crate::watch::{self, Feed};
 use bytes::Bytes;
 use prost::Message;
 use quorate_proto::etcdserverpb as pb;
@@ -144,6 +147,26 @@ impl LocalNode {
             f(&published);
         }
     }
+}
+
+/// A fresh member with all its services: one watch hub, and a lessor on a clock that stands still.
+pub fn member(limits: Limits) -> (Api<LocalNode>, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::default());
+    let lessor = Arc::new(Lessor::new(clock.clone(), limits.election_timeout));
+    let node = LocalNode::new(limits.clone(), lessor.clone());
+    lessor.observe(node.status());
+    let view = node.engine().view();
+    let options = watch::Options::new(&limits);
+    let feed = Feed::new(view.revision(), view.compact_revision(), options);
+    let hubs = vec![feed.hub()];
+    node.on_published(Box::new(move |published| feed.published(published)));
+    let counters = node.counters();
+    (Api::new(node, limits, counters, lessor, hubs), clock)
+}
+
+/// The services of a fresh member.
+pub fn api(limits: Limits) -> Api<LocalNode> {
+    member(limits).0
 }
 
 impl Node for LocalNode {

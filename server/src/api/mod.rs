@@ -12,19 +12,25 @@
 pub mod auth;
 pub mod cluster;
 pub mod context;
+pub mod health;
 pub mod kv;
+pub mod lease;
 pub mod maintenance;
 pub mod reply;
 pub mod stream;
 pub mod validate;
+pub mod watch;
 
 pub use context::RequestCtx;
 pub use reply::{Encoded, Reply};
 
 use crate::apply::Counters;
+use crate::lease::Lessor;
 use crate::limits::Limits;
 use crate::node::Node;
 use crate::status::{Code, Status, errors};
+use crate::watch::Hub;
+use lease::LeaseIds;
 use maintenance::HashCache;
 use quorate_proto::etcdserverpb as pb;
 use std::sync::Arc;
@@ -38,12 +44,27 @@ pub struct Api<N> {
     hashes: HashCache,
     /// One permit: a scan of the whole store at a time.
     scans: Arc<Semaphore>,
+    lessor: Arc<Lessor>,
+    lease_ids: LeaseIds,
+    /// One per network thread.
+    hubs: Box<[Arc<Hub>]>,
 }
 
 impl<N: Node> Api<N> {
-    /// The services of `node`. `counters` are those of its applier.
-    pub fn new(node: N, limits: Limits, counters: Arc<Counters>) -> Api<N> {
+    /// The services of `node`. `counters` are those of its applier, `lessor` hears of its leases, and
+    /// `hubs`, one per network thread and at least one, are fed with its events.
+    pub fn new(
+        node: N,
+        limits: Limits,
+        counters: Arc<Counters>,
+        lessor: Arc<Lessor>,
+        hubs: Vec<Arc<Hub>>,
+    ) -> Api<N> {
+        assert!(!hubs.is_empty(), "a member has a network thread");
         Api {
+            lessor,
+            lease_ids: LeaseIds::new(node.identity().member_id),
+            hubs: hubs.into(),
             node,
             limits,
             counters,
@@ -67,6 +88,12 @@ impl<N: Node> Api<N> {
             return Err(errors::NO_LEADER);
         }
         Ok(())
+    }
+
+    /// The watch hub of the calling network thread.
+    fn hub(&self) -> &Arc<Hub> {
+        let thread = crate::net::current_thread_index().unwrap_or(0);
+        &self.hubs[thread % self.hubs.len()]
     }
 
     /// Fills in who answers; the revision was set where the answer was made.

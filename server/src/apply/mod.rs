@@ -30,7 +30,7 @@ pub(crate) mod txn;
 mod tests;
 
 pub use alarm::Alarms;
-pub use lease::LeaseSet;
+pub use lease::{LeaseSet, TTL_MAX_S};
 pub use member::ConfOutcome;
 pub use observe::{Counters, Observer};
 

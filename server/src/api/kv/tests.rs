@@ -8,7 +8,6 @@ use quorate_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use quorate_proto::etcdserverpb::request_op::Request;
 use quorate_proto::etcdserverpb::response_op::Response;
 use quorate_proto::mvccpb;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// A member and its KV service, called without a network.
@@ -22,10 +21,8 @@ fn kv() -> Kv {
 }
 
 fn kv_with(limits: Limits) -> Kv {
-    let node = LocalNode::new(limits.clone(), Arc::new(()));
-    let counters = node.counters();
     Kv {
-        api: Api::new(node, limits, counters),
+        api: crate::testing::api(limits),
         ctx: RequestCtx::default(),
     }
 }

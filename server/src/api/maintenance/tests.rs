@@ -5,13 +5,9 @@ use crate::testing::req::*;
 use crate::testing::{LocalNode, TERM, block_on, identity};
 use quorate_proto::raftpb;
 use quorate_proto::raftpb::ConfChangeType;
-use std::sync::Arc;
 
 fn api() -> Api<LocalNode> {
-    let limits = Limits::default();
-    let node = LocalNode::new(limits.clone(), Arc::new(()));
-    let counters = node.counters();
-    Api::new(node, limits, counters)
+    crate::testing::api(Limits::default())
 }
 
 fn ctx() -> RequestCtx {
