@@ -3,9 +3,12 @@
 
 use std::process::ExitCode;
 
+mod cluster;
 mod compact;
 mod header;
 mod lease;
+mod limits;
+mod maintenance;
 mod put;
 mod range;
 mod raw;
@@ -21,5 +24,8 @@ fn main() -> ExitCode {
         compact::CASES,
         watch::CASES,
         lease::CASES,
+        cluster::CASES,
+        maintenance::CASES,
+        limits::CASES,
     ])
 }

@@ -66,3 +66,25 @@ pub async fn call_with(
     let response = grpc.unary(request, path, BytesCodec).await?;
     Ok(response.into_inner())
 }
+
+/// One HTTP/1.1 GET; returns the status and the body.
+pub async fn http_get(url: &str, path: &str) -> (u16, Bytes) {
+    use http_body_util::{BodyExt, Empty};
+    use hyper_util::rt::TokioIo;
+    let address = url.strip_prefix("http://").expect("a plain URL");
+    let stream = tokio::net::TcpStream::connect(address).await;
+    let io = TokioIo::new(stream.expect("a connection"));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
+        .await
+        .expect("a handshake");
+    let driver = tokio::spawn(connection);
+    let request = hyper::Request::get(path)
+        .header("host", address)
+        .body(Empty::<Bytes>::new())
+        .expect("a request");
+    let response = sender.send_request(request).await.expect("a response");
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.expect("a body");
+    driver.abort();
+    (status, body.to_bytes())
+}
