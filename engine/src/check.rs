@@ -10,16 +10,20 @@
 //!    than the oldest chunk.
 //! 6. No two different versions share a run.
 //!
+//! Below that it runs the store's own checks: of a view's pages, or of the whole file. For the
+//! file it names every run that a state owns, so that a run freed too early, twice or never shows
+//! up against the allocation map.
+//!
 //! Memory grows with the number of keys and events: it is for tests and for offline tools.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-use crate::events::chunk::Prev;
-use crate::mvcc::View;
+use crate::events::chunk::{ChunkView, Prev};
 use crate::mvcc::reader::lease_key;
+use crate::mvcc::{Meta, View};
 use crate::record::{Live, RUN, ValueRef, decode_record, run_ref};
-use crate::source::{LIVE, RunRef, Source, TreeId};
+use crate::source::{LIVE, RunRef, Snapshot, Source, Store, TreeId};
 use crate::types::{Error, Result, Revision};
 
 /// What the checker saw.
@@ -51,7 +55,108 @@ struct Checker<'v> {
     runs: BTreeMap<u64, (Vec<u8>, Revision)>,
 }
 
+/// What the check of the file saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileReport {
+    /// The durable checkpoint that was checked.
+    pub checkpoint: u64,
+    /// Tree pages.
+    pub pages: u64,
+    /// Entries of all trees.
+    pub entries: u64,
+    /// Runs: values, chunks, long keys.
+    pub runs: u64,
+    /// Allocation units in use.
+    pub units: u64,
+}
+
+/// Checks the newest durable checkpoint as it lies on disk.
+pub(crate) fn check_file(store: &Store, view: &View) -> Result<FileReport> {
+    loop {
+        let durable = store.durable();
+        if durable.checkpoint == 0 {
+            return Ok(FileReport::default());
+        }
+        let meta = Meta::decode(&durable.user_meta)?;
+        let owned = |tree, _: &[u8], flags, value: &[u8], out: &mut Vec<RunRef>| {
+            owned_runs(&view.inner.snapshot, meta.sweep, tree, flags, value, out)
+        };
+        let mut owned = in_store_terms(owned);
+        let result = store.check(&mut owned);
+        // A checkpoint that ended meanwhile may have another sweep position than we assumed.
+        match result {
+            Ok(report) if report.checkpoint == durable.checkpoint => {
+                return Ok(FileReport {
+                    checkpoint: report.checkpoint,
+                    pages: report.pages,
+                    entries: report.entries,
+                    runs: report.runs,
+                    units: report.units,
+                });
+            }
+            Err(error) if store.durable().checkpoint == durable.checkpoint => {
+                return Err(error.into());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Adds the runs an entry owns.
+fn owned_runs(
+    snapshot: &Snapshot,
+    sweep: Revision,
+    tree: TreeId,
+    flags: u8,
+    value: &[u8],
+    out: &mut Vec<RunRef>,
+) -> Result<()> {
+    match tree {
+        TreeId::K => {
+            if let Some(live) = decode_record(flags, value)?.live
+                && let ValueRef::Run(run) = live.value
+            {
+                out.push(run);
+            }
+        }
+        TreeId::S if flags & RUN != 0 => out.push(run_ref(value)?),
+        TreeId::S | TreeId::L => {}
+        TreeId::E => {
+            let run = run_ref(value.get(..24).unwrap_or_default())?;
+            out.push(run);
+            let bytes = Source::read_run(snapshot, run)?;
+            let chunk = ChunkView::sealed(&bytes)?;
+            for i in chunk.lower_bound(sweep)..chunk.len() {
+                if let Prev::Live(_, live) = chunk.event(i)?.prev
+                    && let ValueRef::Run(run) = live.value
+                {
+                    out.push(run);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The visitor with the store's error type.
+fn in_store_terms(
+    mut visit: impl FnMut(TreeId, &[u8], u8, &[u8], &mut Vec<RunRef>) -> Result<()>,
+) -> impl FnMut(TreeId, &[u8], u8, &[u8], &mut Vec<RunRef>) -> crate::store::Result<()> {
+    move |tree, key, flags, value, out| {
+        visit(tree, key, flags, value, out).map_err(|error| crate::store::Error::Corrupt {
+            file: std::path::PathBuf::new(),
+            offset: 0,
+            what: error.to_string(),
+        })
+    }
+}
+
 pub(crate) fn check(view: &View) -> Result<CheckReport> {
+    let sweep = view.inner.meta.sweep;
+    let snapshot = &view.inner.snapshot;
+    snapshot.check(&mut in_store_terms(|tree, _, flags, value, out| {
+        owned_runs(snapshot, sweep, tree, flags, value, out)
+    }))?;
     let mut checker = Checker {
         view,
         report: CheckReport::default(),

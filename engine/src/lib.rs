@@ -26,7 +26,6 @@ mod check;
 mod compaction;
 mod events;
 mod hash;
-mod memstore;
 mod mvcc;
 mod record;
 mod source;
@@ -36,10 +35,10 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use check::CheckReport;
+pub use check::{CheckReport, FileReport};
 pub use mvcc::{Engine, EventRef, Published, Txn, View, Writer};
+pub use store::{FatalHook, IoBackend};
 pub use types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, EventKind, EventsEnd, HashKv,
-    IoBackend, KeyRange, KeyValue, KvRef, KvVisitor, Options, RecordVisitor, Result, Revision,
-    Stats,
+    KeyRange, KeyValue, KvRef, KvVisitor, Options, RecordVisitor, Result, Revision, Stats,
 };

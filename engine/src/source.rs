@@ -4,15 +4,22 @@
 
 use bytes::Bytes;
 
-use crate::types::Result;
+use crate::types::{Error, Options, Result};
 
-pub(crate) use crate::memstore::{
+pub(crate) use crate::store::{
     Cursor, Entry, LIVE, RunKind, RunRef, Snapshot, Store, StoreOptions, StoreWriter, TreeId,
 };
 
 /// Reads common to published and working states.
 pub(crate) trait Source {
     fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Entry>>;
+    fn get_with<R>(
+        &self,
+        tree: TreeId,
+        key: &[u8],
+        f: impl FnOnce(u8, &[u8]) -> R,
+    ) -> Result<Option<R>>;
+    /// With `skip_dead`, pages without a live entry are passed over.
     fn cursor(&self, tree: TreeId, skip_dead: bool) -> Cursor<'_>;
     fn count(&self, tree: TreeId, start: &[u8], end: Option<&[u8]>) -> Result<u64>;
     fn read_run(&self, run: RunRef) -> Result<Bytes>;
@@ -22,16 +29,26 @@ macro_rules! source {
     ($ty:ty) => {
         impl Source for $ty {
             fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Entry>> {
-                <$ty>::get(self, tree, key)
+                Ok(<$ty>::get(self, tree, key)?)
             }
-            fn cursor(&self, tree: TreeId, _skip_dead: bool) -> Cursor<'_> {
-                <$ty>::cursor(self, tree)
+            fn get_with<R>(
+                &self,
+                tree: TreeId,
+                key: &[u8],
+                f: impl FnOnce(u8, &[u8]) -> R,
+            ) -> Result<Option<R>> {
+                Ok(<$ty>::get_with(self, tree, key, f)?)
+            }
+            fn cursor(&self, tree: TreeId, skip_dead: bool) -> Cursor<'_> {
+                let mut cursor = <$ty>::cursor(self, tree);
+                cursor.skip_dead(skip_dead);
+                cursor
             }
             fn count(&self, tree: TreeId, start: &[u8], end: Option<&[u8]>) -> Result<u64> {
-                <$ty>::count(self, tree, start, end)
+                Ok(<$ty>::count(self, tree, start, end)?)
             }
             fn read_run(&self, run: RunRef) -> Result<Bytes> {
-                <$ty>::read_run(self, run)
+                Ok(<$ty>::read_run(self, run)?)
             }
         }
     };
@@ -39,13 +56,29 @@ macro_rules! source {
 source!(Snapshot);
 source!(StoreWriter);
 
-/// The store's part of the options.
-pub(crate) fn store_options(options: &crate::types::Options) -> StoreOptions {
-    StoreOptions {
-        dir: options.dir.clone(),
-        page_bytes: options.page_bytes,
-        cache_bytes: options.cache_bytes,
-        backend: options.backend,
-        extend_bytes: options.extend_bytes,
+impl From<crate::store::Error> for Error {
+    fn from(error: crate::store::Error) -> Error {
+        use crate::store::Error as Store;
+        match error {
+            Store::NoSpace { .. } => Error::NoSpace,
+            Store::Corrupt { .. } | Store::Mismatch { .. } => Error::Corrupt(error.to_string()),
+            Store::TooLarge { .. } | Store::CheckpointRunning => Error::Invalid(error.to_string()),
+            other => Error::Io(std::io::Error::other(other)),
+        }
     }
+}
+
+/// The store's part of the options.
+pub(crate) fn store_options(options: &Options) -> StoreOptions {
+    let mut store = StoreOptions::new(&options.dir);
+    store.page_bytes = options.page_bytes;
+    store.cache_bytes = options.cache_bytes;
+    store.backend = options.backend.clone();
+    store.extend_bytes = options.extend_bytes;
+    store.reserve_bytes = options.reserve_bytes;
+    store.background = options.background;
+    store.identity = options.identity;
+    store.create = options.create;
+    store.on_fatal = options.on_fatal.clone();
+    store
 }

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
+use crate::store::{FatalHook, IoBackend};
+
 /// One version of a key as etcd's API shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct KeyValue {
@@ -265,18 +267,6 @@ pub type RecordVisitor<'f> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'f;
 /// Result of the engine's reads and changes.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Which system calls carry the file I/O.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum IoBackend {
-    /// io_uring where it works, else blocking calls.
-    #[default]
-    Auto,
-    /// io_uring or fail.
-    Uring,
-    /// pread and pwritev2.
-    Sync,
-}
-
 /// How to open an engine.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -297,6 +287,18 @@ pub struct Options {
     pub backend: IoBackend,
     /// The file grows in steps of this size.
     pub extend_bytes: u64,
+    /// Space kept ready at the end of the file, so that checkpoints go on for a while when the
+    /// file system is full.
+    pub reserve_bytes: u64,
+    /// False: checkpoints are written before [`Writer::checkpoint`](crate::Writer::checkpoint)
+    /// returns, on no thread of their own. For simulation.
+    pub background: bool,
+    /// Identity of a new file; random when none is given.
+    pub identity: Option<[u8; 16]>,
+    /// False: a missing file is an error, because something else says that there was one.
+    pub create: bool,
+    /// Called instead of ending the process when a write or sync failed. For tests.
+    pub on_fatal: Option<FatalHook>,
 }
 
 impl Options {
@@ -311,6 +313,11 @@ impl Options {
             publish_bytes_max: 64 << 20,
             backend: IoBackend::Auto,
             extend_bytes: 16 << 20,
+            reserve_bytes: 64 << 20,
+            background: true,
+            identity: None,
+            create: true,
+            on_fatal: None,
         }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn step(writer: &mut Writer, budget: Budget) -> Result<CompactProgres
             return Ok(CompactProgress::More);
         }
         writer.store.remove(TreeId::E, &index_key(first))?;
-        writer.store.free_run(entry.run)?;
+        writer.store.free_run(entry.run);
         writer.meta.sweep = Revision::default();
     }
     writer.meta.compact_done = writer.meta.compact_revision;
@@ -86,7 +86,7 @@ fn drop_event(writer: &mut Writer, event: &EventView<'_>) -> Result<()> {
     if let Prev::Live(_, live) = event.prev
         && let ValueRef::Run(run) = live.value
     {
-        writer.store.free_run(run)?;
+        writer.store.free_run(run);
     }
     if event.new.is_none() && holds_tombstone(writer, event)? {
         writer.store.remove(TreeId::K, event.key)?;

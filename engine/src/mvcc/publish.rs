@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::check::CheckReport;
+use crate::check::{CheckReport, FileReport};
 use crate::events::log::EventLog;
 use crate::source::{self, Store};
 use crate::types::{Applied, Error, Options, Result, Stats};
@@ -70,7 +70,6 @@ impl Engine {
     /// Opens the engine in a directory, creating it at revision 1 when there is none. The state
     /// is that of the newest durable checkpoint: replay the log from `view().applied().index + 1`.
     pub fn open(options: Options) -> Result<(Engine, Writer)> {
-        let inline_max = options.page_bytes / 4;
         let (store, mut writer, recovered) = Store::open(source::store_options(&options))?;
         let meta = if recovered.user_meta.is_empty() {
             Meta::default()
@@ -118,7 +117,7 @@ impl Engine {
             },
             broken: false,
             unpublished: false,
-            inline_max,
+            inline_max: store.value_bytes_max(),
             dirty_bytes_max: options.dirty_bytes_max,
             scratch: Vec::new(),
             #[cfg(test)]
@@ -174,5 +173,11 @@ impl Engine {
     /// Reads all of a view and verifies what the record layer promises about it.
     pub fn check(&self, view: &View) -> Result<CheckReport> {
         crate::check::check(view)
+    }
+
+    /// Reads the newest durable checkpoint from the file, past the cache, and verifies it: every
+    /// page, every run and the allocation map. Slow; reads the whole file.
+    pub fn check_file(&self) -> Result<FileReport> {
+        crate::check::check_file(&self.shared.store, &self.view())
     }
 }

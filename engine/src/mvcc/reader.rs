@@ -158,7 +158,7 @@ impl<'a, S: Source> Reader<'a, S> {
             KeyRange::One(key) => return self.visit_one(key, at, values, f),
             KeyRange::Half { end, .. } => cursor.seek_before(end)?,
             KeyRange::From(_) => cursor.seek_last()?,
-        }
+        };
         while cursor.valid() && range.contains(cursor.key()) {
             let (key, flags, value) = (cursor.key(), cursor.flags(), cursor.value());
             if self

@@ -146,7 +146,7 @@ impl Writer {
         if let Some(entry) = self.store.get(TreeId::S, key)?
             && entry.flags & RUN != 0
         {
-            self.store.free_run(run_ref(&entry.value)?)?;
+            self.store.free_run(run_ref(&entry.value)?);
         }
         Ok(())
     }
@@ -256,7 +256,7 @@ impl Writer {
 
     /// Bytes changed in memory since the last checkpoint.
     pub fn dirty_bytes(&self) -> u64 {
-        self.store.dirty_bytes()
+        self.store.dirty_bytes() as u64
     }
 
     /// Gives free space at the end of the file back after the next two checkpoints.

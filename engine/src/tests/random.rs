@@ -220,6 +220,10 @@ impl Run {
         {
             self.engine().wait_durable(number).expect("durable");
             assert_eq!(self.engine().durable_applied().index, index);
+            assert_eq!(
+                self.engine().check_file().expect("sound").checkpoint,
+                number
+            );
         }
     }
 
@@ -237,6 +241,7 @@ impl Run {
         self.fresh_from = self.model.revision + 1;
         self.reopens += 1;
         compare(&view, &self.model, None);
+        self.engine().check_file().expect("sound");
     }
 
     fn step(&mut self) {
