@@ -10,6 +10,7 @@ pub mod clock;
 pub mod compactor;
 pub mod config;
 pub mod grpc;
+pub mod http;
 pub mod lease;
 pub mod limits;
 pub mod logging;
