@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod clock;
 pub mod compactor;
 pub mod config;
+pub mod front;
 pub mod grpc;
 pub mod http;
 pub mod lease;

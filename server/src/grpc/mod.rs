@@ -18,6 +18,7 @@ mod frame;
 mod inbound;
 mod metadata;
 mod router;
+pub mod routes;
 mod server;
 
 pub use channel::Responder;
