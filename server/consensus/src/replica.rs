@@ -17,6 +17,9 @@ use raft_proto::Wire;
 use raft_proto::eraftpb as pb;
 use std::collections::VecDeque;
 
+/// Terms and indexes from here on are refused: the core adds to them without checking.
+const NUMBER_MAX: u64 = 1 << 62;
+
 /// The longest read context taken from a peer; etcd sends 8 bytes, we send 16.
 const PEER_CONTEXT_BYTES_MAX: usize = 64;
 
@@ -203,8 +206,12 @@ impl Replica {
             message.msg_type,
             MessageType::MsgPropose | MessageType::MsgReadIndex
         );
-        if message.term == 0 && !travels_without_term {
-            return Err(Malformed("no term"));
+        if (message.term == 0) != travels_without_term {
+            return Err(Malformed("a term where none belongs, or none"));
+        }
+        let numbers = [message.term, message.index, message.reject_hint];
+        if numbers.into_iter().any(|number| number >= NUMBER_MAX) {
+            return Err(Malformed("a number beyond all logs"));
         }
         match message.msg_type {
             MessageType::MsgHup
@@ -242,6 +249,10 @@ impl Replica {
                 Ok(())
             }
             MessageType::MsgTimeoutNow if !self.may_campaign() => Err(ReceiveError::Dropped),
+            // A follower's core fails when it forwards what was forwarded already.
+            MessageType::MsgTransferLeader if raft.state != StateRole::Leader => {
+                Err(ReceiveError::Dropped)
+            }
             MessageType::MsgTimeoutNow
             | MessageType::MsgRequestVote
             | MessageType::MsgRequestVoteResponse
@@ -257,8 +268,11 @@ impl Replica {
         if metadata.index == 0 || metadata.term == 0 || metadata.conf_state.voters.is_empty() {
             return Err(ReceiveError::Malformed("a snapshot of nothing"));
         }
-        if !metadata.conf_state.voters_outgoing.is_empty() {
-            return Err(ReceiveError::Malformed("a snapshot inside a joint change"));
+        if metadata.index >= NUMBER_MAX || metadata.term > message.term {
+            return Err(ReceiveError::Malformed("a snapshot from the future"));
+        }
+        if check_conf_state(&metadata.conf_state).is_err() {
+            return Err(ReceiveError::Malformed("a snapshot of an impossible group"));
         }
         if self.installing.is_some() {
             // A second snapshot may not replace one that is on its way to the disk.
@@ -869,10 +883,12 @@ fn check_proposal(message: &Message) -> Result<(), ReceiveError> {
 fn check_append(message: &Message) -> Result<(), ReceiveError> {
     let mut index = message.index;
     let mut term = message.log_term;
+    // The core takes 0 for the term of every index outside of its log.
+    if (index == 0) != (term == 0) || term > message.term {
+        return Err(ReceiveError::Malformed("an impossible previous entry"));
+    }
     for entry in &message.entries {
-        index = index
-            .checked_add(1)
-            .ok_or(ReceiveError::Malformed("an index beyond 64 bits"))?;
+        index += 1;
         if entry.index != index {
             return Err(ReceiveError::Malformed("entries with a gap"));
         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::bootstrap::{InitialMember, bootstrap};
+use proptest::prelude::*;
 
 fn members(ids: &[u64]) -> Vec<InitialMember> {
     ids.iter()
@@ -71,14 +72,26 @@ impl Member {
         let Some(last) = committed.last().map(|entry| entry.index) else {
             return;
         };
-        let verdicts = committed
-            .iter()
-            .filter(|entry| entry.kind == EntryKind::ConfChange)
-            .map(|entry| Verdict {
+        let mut conf_state = self.replica.conf_state();
+        let mut verdicts = Vec::new();
+        for entry in committed.iter().filter(|e| e.kind == EntryKind::ConfChange) {
+            // What cannot be executed is refused, as a state machine must.
+            let change = ConfChange::decode(entry.data.clone()).ok();
+            let next = change
+                .as_ref()
+                .map(|change| conf::apply_conf_change(&conf_state, change));
+            let accepted = match next {
+                Some(Ok(next)) => {
+                    conf_state = next;
+                    change
+                }
+                _ => None,
+            };
+            verdicts.push(Verdict {
                 index: entry.index,
-                accepted: Some(ConfChange::decode(entry.data.clone()).unwrap()),
-            })
-            .collect();
+                accepted,
+            });
+        }
         self.applied.extend(committed);
         self.replica.applied(last, verdicts);
     }
@@ -1158,4 +1171,125 @@ fn log_lines_reach_the_callback() {
         "{lines:?}"
     );
     assert!(lines.iter().any(|(_, line)| line.contains("commit=1")));
+}
+
+/// A small number, so that random messages are about entries and terms that exist; or a huge one.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![20 => 0u64..9, 1 => Just(u64::MAX), 1 => any::<u64>()]
+}
+
+fn conf_state() -> impl Strategy<Value = ConfState> {
+    let ids = || prop::collection::vec(0u64..5, 0..4);
+    (ids(), ids(), ids()).prop_map(|(voters, learners, voters_outgoing)| ConfState {
+        voters,
+        learners,
+        voters_outgoing,
+        ..ConfState::default()
+    })
+}
+
+fn any_entry() -> impl Strategy<Value = pb::Entry> {
+    let data = prop::collection::vec(any::<u8>(), 0..12);
+    (0u64..3, number(), number(), data).prop_map(|(kind, term, index, data)| pb::Entry {
+        entry_type: pb::EntryType::from_number(kind).unwrap(),
+        term,
+        index,
+        data: Bytes::from(data),
+        ..pb::Entry::default()
+    })
+}
+
+fn any_message() -> impl Strategy<Value = Message> {
+    let head = (0u64..19, 0u64..5, 1u64..4, any::<bool>());
+    let numbers = prop::array::uniform8(number());
+    let entries = prop::collection::vec(any_entry(), 0..3);
+    let snapshot = prop::option::of((conf_state(), number(), number()));
+    let context = prop::sample::select(vec!["", "CampaignTransfer", "0123456789abcdef"]);
+    (head, numbers, entries, snapshot, context).prop_map(
+        |((kind, from, to, reject), n, mut entries, snapshot, context)| {
+            // Half of the appends follow their index.
+            if n[7] % 2 == 0 {
+                for (at, entry) in entries.iter_mut().enumerate() {
+                    entry.index = n[2].wrapping_add(at as u64 + 1);
+                }
+            }
+            Message {
+                msg_type: MessageType::from_number(kind).unwrap(),
+                from,
+                to,
+                reject,
+                term: n[0],
+                log_term: n[1],
+                index: n[2],
+                commit: n[3],
+                reject_hint: n[4],
+                request_snapshot: n[5],
+                commit_term: n[6],
+                entries,
+                context: payload(context),
+                snapshot: snapshot.map(|(conf_state, index, term)| {
+                    Box::new(pb::Snapshot {
+                        data: Bytes::new(),
+                        metadata: pb::SnapshotMetadata {
+                            conf_state,
+                            index,
+                            term,
+                        },
+                    })
+                }),
+                ..Message::default()
+            }
+        },
+    )
+}
+
+/// `QUORATE_ROUNDS` overrides the number of sequences.
+fn rounds() -> ProptestConfig {
+    let rounds = std::env::var("QUORATE_ROUNDS").ok();
+    let cases = rounds.map_or(400, |text| {
+        text.parse().expect("a number in QUORATE_ROUNDS")
+    });
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(rounds())]
+
+    /// Whatever the sequence of messages: no panic, but for a leader that contradicts what this
+    /// member knows to be committed.
+    #[test]
+    fn no_message_brings_a_member_down(
+        messages in prop::collection::vec((any_message(), 0usize..3), 1..80),
+    ) {
+        let mut group = trio();
+        for (message, ticks) in messages {
+            let to = message.to as usize - 1;
+            let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let member = &mut group[to];
+                let _ = member.replica.receive(message.clone());
+                let _ = member.turn();
+                if let Some(index) = member.replica.snapshot_ahead() {
+                    member.replica.applied(index, Vec::new());
+                }
+                for _ in 0..ticks * 7 {
+                    member.replica.tick();
+                    let _ = member.turn();
+                }
+            }));
+            if let Err(panic) = end {
+                let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                prop_assert!(
+                    text.contains("conflict with committed entry"),
+                    "{}: {:?}",
+                    text,
+                    message
+                );
+                return Ok(());
+            }
+        }
+    }
 }

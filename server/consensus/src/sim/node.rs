@@ -272,10 +272,10 @@ impl Node {
         let Some(live) = &mut self.live else { return };
         if live.flight.as_ref().is_some_and(|&(due, _)| due <= now) {
             let (_, tasks) = live.flight.take().expect("just seen");
-            for task in &tasks {
-                self.disk.write(task);
-            }
+            // One write makes all tasks durable, in their order: what a later one takes back, a message
+            // of an earlier one may still say, as if it had been slow.
             for task in tasks {
+                self.disk.write(&task);
                 let install = task.snapshot.clone();
                 let (messages, persisted) = task.durable();
                 for message in &messages {

@@ -62,9 +62,9 @@ impl Swarm {
                 apply_max: *rng.pick(&[0, 10, 60]),
                 install: *rng.pick(&[0, 50, 400]),
             },
-            append_bytes_max: *rng.pick(&[0, 100, 1 << 20]),
+            append_bytes_max: *rng.pick(&[0, 200, 1 << 20]),
             catch_up_entries: *rng.pick(&[0, 5, 1000]),
-            inflight_max: *rng.pick(&[1, 4, 256]),
+            inflight_max: *rng.pick(&[1, 4, 16]),
         }
     }
 }
