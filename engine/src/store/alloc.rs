@@ -167,6 +167,9 @@ pub(super) struct Alloc {
     hints: [u64; HINTS],
     waiting: VecDeque<Dropped>,
     pending_units: u64,
+    /// Negative control: breaks the two-checkpoint rule.
+    #[cfg(test)]
+    pub reuse_early: bool,
 }
 
 impl Alloc {
@@ -197,6 +200,8 @@ impl Alloc {
                 extents,
             }]),
             pending_units,
+            #[cfg(test)]
+            reuse_early: false,
         }
     }
 
@@ -247,6 +252,8 @@ impl Alloc {
     /// oldest live snapshot. Returns what was freed.
     pub fn reclaim(&mut self, durable: u64, oldest_pin: Option<u64>) -> Vec<Extent> {
         let mut freed = Vec::new();
+        #[cfg(test)]
+        let durable = durable + u64::from(self.reuse_early);
         while let Some(front) = self.waiting.front() {
             if front.checkpoint >= durable || oldest_pin.is_some_and(|pin| pin < front.publish) {
                 break;

@@ -222,10 +222,6 @@ impl<'a> Output<'a> {
             units: run.run.units,
         }));
         let map = self.write_map(&old_map, &added, &job.frozen.dropped)?;
-        self.flush()?;
-        let file = &self.shared.pages.file;
-        file.sync()
-            .map_err(|error| Stop::Fatal(format!("syncing pages failed: {error}")))?;
         let meta = Meta {
             page_bytes: self.shared.pages.geo.page_bytes as u32,
             identity: self.shared.pages.identity,
@@ -235,11 +231,18 @@ impl<'a> Output<'a> {
             roots,
             user: job.user.clone(),
         };
-        let mut page = AlignedBuf::new(META_BYTES);
-        meta.encode(&self.shared.pages.geo, &mut page);
-        file.write_many(&[(slot_offset(slot), &page)])
-            .and_then(|()| file.sync())
-            .map_err(|error| Stop::Fatal(format!("writing the meta page failed: {error}")))?;
+        #[cfg(test)]
+        if self.shared.meta_first.load(Ordering::Relaxed) {
+            self.write_meta(&meta, slot)?;
+        }
+        self.flush()?;
+        let file = &self.shared.pages.file;
+        file.sync()
+            .map_err(|error| Stop::Fatal(format!("syncing pages failed: {error}")))?;
+        self.write_meta(&meta, slot)?;
+        let file = &self.shared.pages.file;
+        file.sync()
+            .map_err(|error| Stop::Fatal(format!("syncing the meta page failed: {error}")))?;
         self.bytes += META_BYTES as u64;
         Ok(DurableState {
             checkpoint: self.number,
@@ -250,6 +253,17 @@ impl<'a> Output<'a> {
             map,
             failed: 0,
         })
+    }
+
+    fn write_meta(&self, meta: &Meta, slot: usize) -> Result<(), Stop> {
+        let mut page = AlignedBuf::new(META_BYTES);
+        meta.encode(&self.shared.pages.geo, &mut page);
+        let written = self
+            .shared
+            .pages
+            .file
+            .write_many(&[(slot_offset(slot), &page)]);
+        written.map_err(|error| Stop::Fatal(format!("writing the meta page failed: {error}")))
     }
 
     // --- pages ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 //! Opening: find the newest checkpoint whose meta page, map and roots hold; or make a new file.
 //!
 //! A new file is built under another name, synced, renamed, and the directory synced: under its own name there is
-//! never a half-made one. Opening writes nothing to a file that exists.
+//! never a half-made one. Opening writes nothing to a file that exists, but syncs it before it believes a byte.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -54,6 +54,11 @@ pub(super) fn open(options: StoreOptions) -> Result<(Store, StoreWriter, Recover
     let file = dir
         .open(FILE_NAME)
         .map_err(|error| Error::io(&path, 0, "opening", &error))?;
+    // A process that died may have left name, pages and meta page unsynced. What is believed from here on, because it
+    // can be read, must still be there after a power failure.
+    file.sync()
+        .and_then(|()| dir.sync())
+        .map_err(|error| Error::io(&path, 0, "syncing what was found", &error))?;
     Opening {
         file: &*file,
         path: &path,

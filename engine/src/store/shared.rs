@@ -82,6 +82,9 @@ pub(super) struct Shared {
     pub background: bool,
     poisoned: AtomicBool,
     on_fatal: Option<FatalHook>,
+    /// Negative control: the meta page is written before the pages.
+    #[cfg(test)]
+    pub meta_first: AtomicBool,
 }
 
 /// Called with every new durable checkpoint.
@@ -119,6 +122,8 @@ impl Shared {
             background: setup.background,
             poisoned: AtomicBool::new(false),
             on_fatal: setup.on_fatal,
+            #[cfg(test)]
+            meta_first: AtomicBool::new(false),
         }
     }
 

@@ -97,7 +97,7 @@ pub struct Entry {
 }
 
 /// How the file is read and written.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub enum IoBackend {
     /// io_uring where it works, else `Sync`.
     #[default]
@@ -106,6 +106,21 @@ pub enum IoBackend {
     Uring,
     /// pread and pwrite.
     Sync,
+    /// A simulated disk, for tests.
+    #[cfg(any(test, feature = "sim"))]
+    Sim(simdisk::Disk),
+}
+
+impl std::fmt::Debug for IoBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            IoBackend::Auto => "Auto",
+            IoBackend::Uring => "Uring",
+            IoBackend::Sync => "Sync",
+            #[cfg(any(test, feature = "sim"))]
+            IoBackend::Sim(_) => "Sim",
+        })
+    }
 }
 
 /// How to open a store.

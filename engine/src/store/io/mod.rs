@@ -11,6 +11,8 @@
 //! 4. Calls block; none is made with a lock held that a reader takes.
 
 mod buffer;
+#[cfg(any(test, feature = "sim"))]
+mod sim;
 mod sync;
 mod uring;
 
@@ -59,6 +61,8 @@ pub(super) trait Directory: Send + Sync {
 /// The directory with the backend asked for; creates it when its parent exists.
 pub(super) fn directory(path: &Path, backend: &IoBackend) -> io::Result<Box<dyn Directory>> {
     match backend {
+        #[cfg(any(test, feature = "sim"))]
+        IoBackend::Sim(disk) => Ok(Box::new(sim::SimDirectory::new(disk, path))),
         IoBackend::Sync => Ok(Box::new(sync::RealDirectory::open(path, false)?)),
         IoBackend::Uring => {
             let dir = sync::RealDirectory::open(path, true)?;

@@ -1,6 +1,9 @@
 //! Tests of the store as a whole, with pages so small that trees get deep.
 
 mod basics;
+mod crash;
+mod damage;
+mod memory;
 mod model;
 
 use std::collections::BTreeMap;
