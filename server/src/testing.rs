@@ -1,5 +1,7 @@
 //! What tests of handlers need: a node that applies at once, and short ways to write requests.
 
+pub mod generate;
+
 use crate::api::Api;
 use crate::apply::{Applier, ConfOutcome, Reply};
 use crate::clock::ManualClock;

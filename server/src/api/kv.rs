@@ -310,4 +310,6 @@ impl Sink for Encoder {
 }
 
 #[cfg(test)]
+mod against_etcd;
+#[cfg(test)]
 mod tests;

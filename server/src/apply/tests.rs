@@ -1,5 +1,6 @@
 use super::*;
 use crate::membership::{ConfChangeContext, Member};
+use crate::testing::generate::*;
 use crate::testing::req::*;
 use crate::testing::{TERM, identity, open_applier};
 use proptest::prelude::*;
@@ -508,112 +509,6 @@ fn rule_7_2_alarms_are_listed_raised_and_cleared() {
 }
 
 // Determinism.
-
-fn key_strategy() -> impl Strategy<Value = Bytes> {
-    prop::sample::select(vec!["a", "b", "ba", "c", "d", "e"]).prop_map(Bytes::from)
-}
-
-fn end_strategy() -> impl Strategy<Value = Bytes> {
-    prop::sample::select(vec!["", "", "b", "c", "e", "z", "\0"]).prop_map(Bytes::from)
-}
-
-fn put_strategy() -> impl Strategy<Value = pb::PutRequest> {
-    let small = prop::collection::vec(any::<u8>(), 0..12);
-    let large = (500usize..3000).prop_map(|n| vec![7; n]);
-    let flags = (
-        any::<bool>(),
-        prop::bool::weighted(0.2),
-        prop::bool::weighted(0.2),
-    );
-    (
-        key_strategy(),
-        prop_oneof![4 => small, 1 => large],
-        prop::sample::select(vec![0i64, 0, 0, 1, 2, -3]),
-        flags,
-    )
-        .prop_map(
-            |(key, value, lease, (prev_kv, ignore_value, ignore_lease))| pb::PutRequest {
-                key,
-                value: if ignore_value {
-                    Bytes::new()
-                } else {
-                    value.into()
-                },
-                lease: if ignore_lease { 0 } else { lease },
-                prev_kv,
-                ignore_value,
-                ignore_lease,
-            },
-        )
-}
-
-fn delete_strategy() -> impl Strategy<Value = pb::DeleteRangeRequest> {
-    (key_strategy(), end_strategy(), any::<bool>()).prop_map(|(key, range_end, prev_kv)| {
-        pb::DeleteRangeRequest {
-            key,
-            range_end,
-            prev_kv,
-        }
-    })
-}
-
-fn range_strategy() -> impl Strategy<Value = pb::RangeRequest> {
-    (
-        key_strategy(),
-        end_strategy(),
-        0i64..4,
-        -2i64..40,
-        0..3i32,
-        0..5i32,
-    )
-        .prop_map(
-            |(key, range_end, limit, revision, sort_order, sort_target)| pb::RangeRequest {
-                key,
-                range_end,
-                limit,
-                // Mostly the newest.
-                revision: if revision > 20 { 0 } else { revision },
-                sort_order,
-                sort_target,
-                ..Default::default()
-            },
-        )
-}
-
-fn compare_strategy() -> impl Strategy<Value = pb::Compare> {
-    (key_strategy(), end_strategy(), 0..4i32, 0i64..4).prop_map(|(key, range_end, result, n)| {
-        pb::Compare {
-            key,
-            range_end,
-            result,
-            ..cmp_version("k", n)
-        }
-    })
-}
-
-fn op_strategy() -> impl Strategy<Value = pb::RequestOp> {
-    let leaf = prop_oneof![
-        4 => put_strategy().prop_map(op_put),
-        2 => delete_strategy().prop_map(op_delete),
-        2 => range_strategy().prop_map(op_range),
-    ];
-    leaf.prop_recursive(2, 12, 4, |inner| txn_strategy(inner).prop_map(op_txn))
-}
-
-fn txn_strategy(
-    inner: impl Strategy<Value = pb::RequestOp> + Clone,
-) -> impl Strategy<Value = pb::TxnRequest> {
-    (
-        prop::collection::vec(compare_strategy(), 0..2),
-        prop::collection::vec(inner.clone(), 0..4),
-        prop::collection::vec(inner, 0..3),
-    )
-        .prop_map(|(compare, success, failure)| pb::TxnRequest {
-            compare,
-            success,
-            failure,
-        })
-}
 
 fn entry_strategy() -> impl Strategy<Value = Entry> {
     let id = any::<u64>();
