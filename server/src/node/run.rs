@@ -1,0 +1,465 @@
+//! The one loop in which consensus, the log, apply and the readers meet. Durability order is decided
+//! here and nowhere else.
+//!
+//! A round: take everything that gathered, propose it as one message, make the entries durable with
+//! one write, apply what is committed as one batch, publish the view, feed the watchers, answer.
+//! While a round works the next one gathers; there are no timers on this path.
+//!
+//! Invariants:
+//! 1. An entry is applied only after the log says it is durable here.
+//! 2. A view is published before the watchers and the waiting calls hear of it.
+//! 3. A checkpoint is of an applied, hence durable, state. The log is trimmed only below the applied
+//!    index of the checkpoint before the newest durable one.
+//! 4. Background work (compaction slices, checkpoint bookkeeping) runs between rounds, in slices, and
+//!    never while calls wait in the mailbox for longer than one slice.
+//!
+//! The log write is waited for on this thread: with one voter there is nothing else to do meanwhile,
+//! and a hand-over to a log thread and back would cost more than the write of a fast disk. Reads and
+//! watches never pass through here.
+
+use super::NodeStatus;
+use super::completions::Outcome;
+use super::handle::{HandleInner, Input};
+use super::mailbox::Drained;
+use crate::apply::Applier;
+use crate::status::{Status, errors};
+use crate::watch::Feed;
+use bytes::Bytes;
+use consensus::{EntryKind, Replica};
+use quorate_proto::etcdserverpb as pb;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// A checkpoint is made this long after a change even if little has changed.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
+/// How often a running checkpoint or job is looked at when nothing else wakes the loop.
+const JOB_POLL: Duration = Duration::from_millis(2);
+/// How often calls that wait too long are looked for.
+const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
+/// Dirty bytes, in units of the checkpoint threshold, beyond which proposals wait for the checkpoint.
+const DIRTY_FACTOR_MAX: u64 = 4;
+
+type Waiter = oneshot::Sender<Result<(), Status>>;
+
+/// Why the loop ended by itself; the process must end too.
+#[derive(Debug)]
+pub struct Fatal(pub String);
+
+impl std::fmt::Display for Fatal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Fatal {}
+
+fn fatal(what: impl std::fmt::Display) -> Fatal {
+    Fatal(what.to_string())
+}
+
+/// A defragmentation on its way.
+struct Defragment {
+    /// Durable checkpoints still to come, each started after the one before.
+    checkpoints_left: u8,
+    waiters: Vec<Waiter>,
+}
+
+/// Everything the node thread owns.
+pub struct NodeLoop {
+    pub(super) handle: Arc<HandleInner>,
+    pub(super) replica: Replica,
+    pub(super) log: raftlog::Log,
+    pub(super) applier: Applier,
+    pub(super) feed: Arc<Feed>,
+    pub(super) tick: Duration,
+    pub(super) catchup_entries: u64,
+    pub(super) dirty_bytes_max: u64,
+    pub(super) work: Work,
+}
+
+/// What is under way besides requests.
+pub(super) struct Work {
+    next_tick: Instant,
+    next_expire: Instant,
+    /// Number of the checkpoint being written.
+    checkpoint: Option<u64>,
+    last_checkpoint: Instant,
+    /// Applied index of the last checkpoint started.
+    checkpoint_applied: u64,
+    checkpoint_wanted: bool,
+    trimmed_to: u64,
+    compacting: bool,
+    compacted: Vec<(i64, Waiter)>,
+    defragment: Option<Defragment>,
+    reads: Vec<(u64, Waiter)>,
+    next_read: u64,
+    results: Vec<(u64, Outcome)>,
+    alarm_raised: bool,
+    stopping: bool,
+}
+
+impl Work {
+    pub(super) fn new(applied: u64) -> Work {
+        let now = Instant::now();
+        Work {
+            next_tick: now,
+            next_expire: now + EXPIRE_INTERVAL,
+            checkpoint: None,
+            last_checkpoint: now,
+            checkpoint_applied: applied,
+            checkpoint_wanted: false,
+            trimmed_to: 0,
+            compacting: true,
+            compacted: Vec::new(),
+            defragment: None,
+            reads: Vec::new(),
+            next_read: 0,
+            results: Vec::new(),
+            alarm_raised: false,
+            stopping: false,
+        }
+    }
+}
+
+impl NodeLoop {
+    /// Runs until the handle asks to stop. An error means state that cannot be trusted further.
+    pub fn run(mut self) -> Result<(), Fatal> {
+        let result = self.serve();
+        self.handle.shared.reads_local.store(false, Ordering::Release);
+        self.handle.mailbox.close();
+        self.handle.completions.close();
+        self.handle.stopped.send_replace(true);
+        result
+    }
+
+    fn serve(&mut self) -> Result<(), Fatal> {
+        self.elect()?;
+        let mut inputs = Vec::new();
+        let mut proposals = Vec::new();
+        while !self.work.stopping {
+            let deadline = self.deadline();
+            if self.handle.mailbox.wait(&mut inputs, Some(deadline)) == Drained::Closed {
+                break;
+            }
+            for input in inputs.drain(..) {
+                self.take(input, &mut proposals);
+            }
+            if !proposals.is_empty() {
+                self.propose(&mut proposals);
+            }
+            self.tick();
+            self.rounds()?;
+            self.background()?;
+        }
+        self.last_checkpoint()
+    }
+
+    /// A sole voter elects itself at once; others wait for ticks.
+    fn elect(&mut self) -> Result<(), Fatal> {
+        if self.replica.status().is_sole_voter {
+            self.replica.campaign();
+        }
+        self.rounds()
+    }
+
+    fn take(&mut self, input: Input, proposals: &mut Vec<Bytes>) {
+        match input {
+            Input::Propose(payload) => proposals.push(payload),
+            Input::Read(done) => {
+                self.work.next_read += 1;
+                self.replica.read(self.work.next_read);
+                self.work.reads.push((self.work.next_read, done));
+            }
+            Input::Compacted(revision, done) => {
+                self.work.compacted.push((revision, done));
+                self.work.compacting = true;
+            }
+            Input::Defragment(done) => match &mut self.work.defragment {
+                // The one under way began before this call; it must see two checkpoints after it.
+                Some(job) => {
+                    job.checkpoints_left = 2;
+                    job.waiters.push(done);
+                }
+                None => {
+                    self.work.defragment = Some(Defragment {
+                        checkpoints_left: 2,
+                        waiters: vec![done],
+                    });
+                }
+            },
+            Input::Stop => self.work.stopping = true,
+        }
+    }
+
+    fn propose(&mut self, proposals: &mut Vec<Bytes>) {
+        if let Err(error) = self.replica.propose(std::mem::take(proposals)) {
+            // As in etcd a proposal without a leader is dropped; its call ends by its timeout.
+            tracing::debug!(%error, "proposals dropped");
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if now >= self.work.next_tick {
+            self.replica.tick();
+            self.work.next_tick = now + self.tick;
+        }
+        if now >= self.work.next_expire {
+            let limits = &self.handle.limits;
+            let expired = self
+                .handle
+                .completions
+                .expire(limits.request_timeout, &errors::TIMEOUT);
+            self.handle
+                .shared
+                .proposals_failed
+                .fetch_add(expired as u64, Ordering::Relaxed);
+            self.work.next_expire = now + EXPIRE_INTERVAL;
+        }
+    }
+
+    /// Runs consensus until it has nothing more to hand out, then makes the results visible.
+    fn rounds(&mut self) -> Result<(), Fatal> {
+        let mut applied_any = false;
+        while let Some(ready) = self.replica.ready() {
+            if let Some(soft) = &ready.soft {
+                self.led_by(soft.leader);
+            }
+            // Messages of a leader may leave before its own write; there is no peer to send to yet.
+            if let Some(task) = ready.wal {
+                self.persist(&task)?;
+                self.replica.persisted(task.number);
+            }
+            for read in ready.reads {
+                self.finish_read(read.ctx);
+            }
+            if let (Some(first), Some(last)) = (ready.committed.first(), ready.committed.last()) {
+                let _ = first;
+                let (index, term) = (last.index, last.term);
+                let mut verdicts = Vec::new();
+                for entry in &ready.committed {
+                    match entry.kind {
+                        EntryKind::Normal => {
+                            let done = self
+                                .applier
+                                .apply(entry.index, entry.term, &entry.data)
+                                .map_err(fatal)?;
+                            if let Some(done) = done {
+                                self.work.results.push(done);
+                            }
+                        }
+                        EntryKind::ConfChange => {
+                            let outcome = self
+                                .applier
+                                .apply_conf_change(entry.index, entry.term, &entry.data)
+                                .map_err(fatal)?;
+                            if let Some(outcome) = outcome {
+                                verdicts.push(outcome.verdict);
+                            }
+                        }
+                    }
+                }
+                self.replica.applied(index, verdicts);
+                self.publish(index, term)?;
+                applied_any = true;
+            }
+        }
+        let status = self.replica.status();
+        let shared = &self.handle.shared;
+        shared.term.store(status.term, Ordering::Release);
+        shared.committed.store(status.commit, Ordering::Release);
+        let _ = applied_any;
+        Ok(())
+    }
+
+    fn led_by(&mut self, leader: u64) {
+        let shared = &self.handle.shared;
+        let before = shared.leader.swap(leader, Ordering::AcqRel);
+        if leader != before && leader != 0 {
+            shared.leader_changes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes the entries and the hard state of a task durable.
+    fn persist(&mut self, task: &consensus::WalTask) -> Result<(), Fatal> {
+        let entries: Vec<raftlog::Entry> = task
+            .entries
+            .iter()
+            .map(|e| raftlog::Entry {
+                index: e.index,
+                term: e.term,
+                kind: e.kind.number(),
+                data: e.data.clone(),
+            })
+            .collect();
+        let hard_state = task.hard_state.map(|h| raftlog::HardState {
+            term: h.term,
+            vote: h.vote,
+            commit: h.commit,
+        });
+        self.log.append(&entries, hard_state).map_err(fatal)?;
+        if task.must_sync {
+            self.log.sync();
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, index: u64, term: u64) -> Result<(), Fatal> {
+        let published = self.applier.publish(index, term).map_err(fatal)?;
+        let shared = &self.handle.shared;
+        shared.applied.store(index, Ordering::Release);
+        self.feed.published(&published);
+        self.handle.completions.complete(&mut self.work.results);
+        // From now on what is applied here is all there is, as long as nobody else can vote.
+        let status = self.replica.status();
+        shared.reads_local.store(
+            status.is_sole_voter && status.role == consensus::Role::Leader,
+            Ordering::Release,
+        );
+        if published.view.compact_done() < published.view.compact_revision() {
+            self.work.compacting = true;
+        }
+        Ok(())
+    }
+
+    fn finish_read(&mut self, ctx: u64) {
+        // Committed entries of this ready are applied before its reads are answered elsewhere; here
+        // reads are answered at once because apply runs on this thread.
+        self.work.reads.retain_mut(|(id, done)| {
+            if *id != ctx {
+                return true;
+            }
+            let (gone, _) = oneshot::channel();
+            let _ = std::mem::replace(done, gone).send(Ok(()));
+            false
+        });
+    }
+
+    fn deadline(&self) -> Instant {
+        let now = Instant::now();
+        if self.work.compacting {
+            return now;
+        }
+        let next = self.work.next_tick.min(self.work.next_expire);
+        if self.work.checkpoint.is_some() || self.work.defragment.is_some() {
+            return next.min(now + JOB_POLL);
+        }
+        next
+    }
+
+    fn background(&mut self) -> Result<(), Fatal> {
+        self.compact_slice()?;
+        self.finish_checkpoint()?;
+        self.start_checkpoint()?;
+        Ok(())
+    }
+
+    fn compact_slice(&mut self) -> Result<(), Fatal> {
+        if !self.work.compacting {
+            return Ok(());
+        }
+        let progress = self
+            .applier
+            .writer()
+            .compact_step(engine::Budget::default())
+            .map_err(fatal)?;
+        if progress == engine::CompactProgress::Done {
+            self.work.compacting = false;
+            let applied = self.applier.applied();
+            self.publish(applied.index, applied.term)?;
+            if !self.work.compacted.is_empty() {
+                self.work.checkpoint_wanted = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether the running checkpoint is durable and does what waited for it.
+    fn finish_checkpoint(&mut self) -> Result<(), Fatal> {
+        let Some(number) = self.work.checkpoint else {
+            return Ok(());
+        };
+        if self.handle.engine.durable_checkpoint() < number {
+            return Ok(());
+        }
+        self.work.checkpoint = None;
+        let done = self.handle.engine.durable_compact_done();
+        for (revision, waiter) in std::mem::take(&mut self.work.compacted) {
+            if revision <= done {
+                let _ = waiter.send(Ok(()));
+            } else {
+                self.work.compacted.push((revision, waiter));
+            }
+        }
+        if let Some(job) = &mut self.work.defragment {
+            job.checkpoints_left = job.checkpoints_left.saturating_sub(1);
+            if job.checkpoints_left == 0
+                && let Some(job) = self.work.defragment.take()
+            {
+                for waiter in job.waiters {
+                    let _ = waiter.send(Ok(()));
+                }
+            }
+        }
+        self.trim();
+        Ok(())
+    }
+
+    fn trim(&mut self) {
+        let keep_from = self
+            .handle
+            .engine
+            .previous_durable_applied()
+            .index
+            .min(self.log.last_index().saturating_sub(self.catchup_entries));
+        if keep_from > self.work.trimmed_to {
+            self.log.trim(keep_from);
+            self.replica.compact_log(keep_from);
+            self.work.trimmed_to = keep_from;
+        }
+    }
+
+    fn start_checkpoint(&mut self) -> Result<(), Fatal> {
+        if self.work.checkpoint.is_some() || self.work.compacting {
+            return Ok(());
+        }
+        let changed = self.applier.applied().index > self.work.checkpoint_applied;
+        let aged = changed && self.work.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL;
+        let due = self.applier.writer().checkpoint_due();
+        let defragmenting = self.work.defragment.is_some();
+        if !(due || aged || defragmenting || self.work.checkpoint_wanted) {
+            return Ok(());
+        }
+        if defragmenting {
+            self.applier.writer().shrink();
+        }
+        self.work.checkpoint = self.applier.writer().checkpoint().map_err(fatal)?;
+        if self.work.checkpoint.is_some() {
+            self.work.checkpoint_wanted = false;
+            self.work.last_checkpoint = Instant::now();
+            self.work.checkpoint_applied = self.applier.applied().index;
+        }
+        // Memory is bounded by waiting here, with the mailbox as the queue that then fills.
+        if let Some(number) = self.work.checkpoint
+            && self.applier.writer().dirty_bytes() > DIRTY_FACTOR_MAX * self.dirty_bytes_max
+        {
+            self.handle.engine.wait_durable(number).map_err(fatal)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a state that opens without replay.
+    fn last_checkpoint(&mut self) -> Result<(), Fatal> {
+        self.log.sync();
+        if let Some(number) = self.work.checkpoint {
+            self.handle.engine.wait_durable(number).map_err(fatal)?;
+        }
+        let number = self.applier.writer().checkpoint().map_err(fatal)?;
+        if let Some(number) = number {
+            self.handle.engine.wait_durable(number).map_err(fatal)?;
+        }
+        Ok(())
+    }
+}
