@@ -11,11 +11,19 @@
 //! 2. A tree that is ahead of its log, or behind the log's start, is never served: acknowledged
 //!    entries would be missing.
 
-use crate::config::Config;
+use crate::apply::Applier;
+use crate::config::{Config, WalBackend};
+use crate::lease::LeaseHook;
+use crate::limits::Limits;
+use crate::membership;
+use crate::node::Identity;
+use consensus::{Replica, Wire};
+use quorate_proto::raftpb;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The paths of a member.
 #[derive(Clone, Debug)]
@@ -109,6 +117,291 @@ fn refuse_foreign(layout: &Layout) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The pieces of a member, fitting each other, not running yet.
+pub struct Opened {
+    /// Who this member is.
+    pub identity: Identity,
+    /// The engine, for readers.
+    pub engine: engine::Engine,
+    /// Owns the engine's writer.
+    pub applier: Applier,
+    /// The log.
+    pub log: raftlog::Log,
+    /// Consensus, before its first tick.
+    pub replica: Replica,
+    /// Keeps other processes out.
+    pub lock: DataDirLock,
+}
+
+/// Opens or creates everything below the data directory.
+pub fn open(config: &Config, limits: &Limits, hook: Arc<dyn LeaseHook>) -> Result<Opened, String> {
+    let layout = Layout::of(config);
+    let lock = claim(&layout)?;
+    let founding = Founding::of(config)?;
+    let (mut log, recovered) = raftlog::Log::open(raftlog::Options {
+        backend: match config.wal_backend {
+            WalBackend::Auto => raftlog::Backend::Auto,
+            WalBackend::Uring => raftlog::Backend::Uring,
+            WalBackend::Sync => raftlog::Backend::Sync,
+        },
+        ..raftlog::Options::new(&layout.log, [founding.cluster_id, founding.member_id])
+    })
+    .map_err(|e| e.to_string())?;
+    tracing::info!(
+        backend = log.backend_name(),
+        first_index = recovered.first_index,
+        last_index = recovered.last_index,
+        "opened the log: {}",
+        recovered.report
+    );
+    let [cluster_id, member_id] = recovered.identity;
+    let identity = Identity {
+        member_id,
+        cluster_id,
+        name: config.name.clone(),
+    };
+    let (engine, writer) = engine::Engine::open(engine::Options {
+        cache_bytes: config.cache_bytes,
+        dirty_bytes_max: DIRTY_BYTES_MAX,
+        backend: match config.wal_backend {
+            WalBackend::Auto => engine::IoBackend::Auto,
+            WalBackend::Uring => engine::IoBackend::Uring,
+            WalBackend::Sync => engine::IoBackend::Sync,
+        },
+        ..engine::Options::new(&layout.store)
+    })
+    .map_err(|e| e.to_string())?;
+    let applied = engine.view().applied();
+
+    let boot = if recovered.last_index == 0 && recovered.hard_state == raftlog::HardState::default() {
+        if applied.index > 0 {
+            return Err(format!(
+                "the tree file in {} is applied up to {} but the log in {} is empty: acknowledged \
+                 entries are missing. Put the log back, or remove this member and add it again",
+                layout.store.display(),
+                applied.index,
+                layout.log.display()
+            ));
+        }
+        found(config, &founding, &mut log)?
+    } else {
+        resume(&engine, &mut log, &recovered)?
+    };
+    let conf_state = raftpb::ConfState {
+        voters: boot.conf_state.voters.clone(),
+        learners: boot.conf_state.learners.clone(),
+        ..Default::default()
+    };
+    let applier = Applier::new(
+        engine.clone(),
+        writer,
+        identity.clone(),
+        limits.clone(),
+        hook,
+        conf_state,
+    )
+    .map_err(|e| e.to_string())?;
+    let nonce = boot_nonce();
+    let mut settings = consensus::Config::new(member_id, nonce, nonce);
+    settings.election_ticks =
+        (config.election.as_millis() / config.heartbeat.as_millis().max(1)) as usize;
+    settings.catch_up_entries = config.snapshot_catchup_entries;
+    let replica = Replica::new(settings, boot).map_err(|e| {
+        format!(
+            "the log in {} and the tree in {} do not fit: {e}",
+            layout.log.display(),
+            layout.store.display()
+        )
+    })?;
+    Ok(Opened {
+        identity,
+        engine,
+        applier,
+        log,
+        replica,
+        lock,
+    })
+}
+
+/// Changed bytes at which a checkpoint begins.
+pub const DIRTY_BYTES_MAX: u64 = 64 << 20;
+
+/// Different for every start.
+fn boot_nonce() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    // A clock before 1970 is still a number; the process id tells two starts apart.
+    since.map_or(1, |d| d.as_nanos() as u64) ^ (u64::from(std::process::id()) << 40)
+}
+
+/// Who this member would be in a new cluster.
+struct Founding {
+    member_id: u64,
+    cluster_id: u64,
+}
+
+impl Founding {
+    fn of(config: &Config) -> Result<Founding, String> {
+        let members = &config.initial_cluster.members;
+        let [(name, urls)] = &members[..] else {
+            return Err(format!(
+                "flag --initial-cluster is refused: it names {} members, and clusters of several \
+                 members are not supported yet",
+                members.len()
+            ));
+        };
+        if *name != config.name {
+            return Err(format!(
+                "couldn't find local name {:?} in the initial cluster configuration",
+                config.name
+            ));
+        }
+        if *urls != config.advertise_peer_urls {
+            return Err(format!(
+                "--initial-cluster has {name}={} but --initial-advertise-peer-urls has {}",
+                urls.join(","),
+                config.advertise_peer_urls.join(",")
+            ));
+        }
+        let member_id = membership::member_id(urls, &config.initial_cluster_token, None);
+        Ok(Founding {
+            member_id,
+            cluster_id: membership::cluster_id(&[member_id]),
+        })
+    }
+}
+
+/// Writes the first entries of a new cluster, as etcd does.
+fn found(
+    config: &Config,
+    founding: &Founding,
+    log: &mut raftlog::Log,
+) -> Result<consensus::Boot, String> {
+    if config.initial_cluster_existing {
+        return Err(
+            "flag --initial-cluster-state=existing is refused: joining a cluster is not supported \
+             yet, and there is no data to go on with"
+                .to_owned(),
+        );
+    }
+    let member = membership::Member {
+        id: founding.member_id,
+        peer_urls: config.advertise_peer_urls.clone(),
+        name: config.name.clone(),
+        ..Default::default()
+    };
+    let boot = consensus::bootstrap(vec![consensus::InitialMember {
+        id: founding.member_id,
+        context: member.to_json().into(),
+    }])
+    .map_err(|e| e.to_string())?;
+    let entries: Vec<raftlog::Entry> = boot.entries.iter().map(to_log).collect();
+    let hard_state = raftlog::HardState {
+        term: boot.hard_state.term,
+        vote: boot.hard_state.vote,
+        commit: boot.hard_state.commit,
+    };
+    log.append(&entries, Some(hard_state))
+        .map_err(|e| format!("cannot write the first log entries: {e}"))?;
+    log.sync();
+    tracing::info!(
+        local_member_id = format!("{:x}", founding.member_id),
+        cluster_id = format!("{:x}", founding.cluster_id),
+        "founded a cluster of one member"
+    );
+    Ok(boot)
+}
+
+/// What consensus starts from when there is data.
+fn resume(
+    engine: &engine::Engine,
+    log: &mut raftlog::Log,
+    recovered: &raftlog::Recovered,
+) -> Result<consensus::Boot, String> {
+    let view = engine.view();
+    let applied = view.applied();
+    let first_index = applied.index + 1;
+    if recovered.first_index > first_index {
+        return Err(format!(
+            "the tree is applied up to {} but the log begins at {}: entries between are missing. \
+             Remove this member, wipe its data directory and add it again, or restore a backup",
+            applied.index, recovered.first_index
+        ));
+    }
+    if applied.index > recovered.last_index {
+        return Err(format!(
+            "the tree is applied up to {} but the log ends at {}: acknowledged entries are missing. \
+             Remove this member, wipe its data directory and add it again, or restore a backup",
+            applied.index, recovered.last_index
+        ));
+    }
+    let mut entries = Vec::new();
+    let mut next = first_index;
+    while next <= recovered.last_index {
+        let some = log
+            .entries(next, recovered.last_index, READ_BYTES_MAX)
+            .map_err(|e| e.to_string())?;
+        next += some.len() as u64;
+        entries.extend(some.into_iter().map(from_log).collect::<Result<Vec<_>, _>>()?);
+    }
+    let stored = membership::conf_state_from(view.meta()).map_err(|e| e.to_string())?;
+    let conf_state = match stored {
+        Some(stored) => consensus::ConfState::from((stored.voters, stored.learners)),
+        // Nothing was checkpointed yet: the founding entries at the start of the log say who votes.
+        None => founders(&entries)?,
+    };
+    Ok(consensus::Boot {
+        hard_state: consensus::HardState {
+            term: recovered.hard_state.term,
+            vote: recovered.hard_state.vote,
+            commit: recovered.hard_state.commit,
+        },
+        conf_state,
+        applied: applied.index,
+        first_index,
+        previous_term: applied.term,
+        entries,
+    })
+}
+
+/// Bytes of entries read from the log at a time.
+const READ_BYTES_MAX: usize = 16 << 20;
+
+fn founders(entries: &[consensus::Entry]) -> Result<consensus::ConfState, String> {
+    let founding = entries
+        .iter()
+        .take_while(|e| e.term == 1 && e.kind == consensus::EntryKind::ConfChange);
+    let voters: Result<Vec<u64>, String> = founding
+        .map(|e| consensus::ConfChange::decode(e.data.clone()).map(|c| c.node_id))
+        .map(|r| r.map_err(|e| format!("the log's founding entries: {e}")))
+        .collect();
+    Ok(consensus::ConfState::from((voters?, Vec::new())))
+}
+
+/// An entry as the log stores it.
+pub(crate) fn to_log(entry: &consensus::Entry) -> raftlog::Entry {
+    raftlog::Entry {
+        index: entry.index,
+        term: entry.term,
+        kind: entry.kind.number(),
+        data: entry.data.clone(),
+    }
+}
+
+fn from_log(entry: raftlog::Entry) -> Result<consensus::Entry, String> {
+    let kind = consensus::EntryKind::from_number(entry.kind).ok_or_else(|| {
+        format!(
+            "log entry {} has the unknown kind {}: it was written by a newer version",
+            entry.index, entry.kind
+        )
+    })?;
+    Ok(consensus::Entry {
+        index: entry.index,
+        term: entry.term,
+        kind,
+        data: entry.data,
+    })
 }
 
 #[cfg(test)]

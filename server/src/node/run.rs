@@ -17,7 +17,6 @@
 //! and a hand-over to a log thread and back would cost more than the write of a fast disk. Reads and
 //! watches never pass through here.
 
-use super::NodeStatus;
 use super::completions::Outcome;
 use super::handle::{HandleInner, Input};
 use super::mailbox::Drained;
@@ -25,8 +24,7 @@ use crate::apply::Applier;
 use crate::status::{Status, errors};
 use crate::watch::Feed;
 use bytes::Bytes;
-use consensus::{EntryKind, Replica};
-use quorate_proto::etcdserverpb as pb;
+use consensus::{ConfChange, EntryKind, Replica, Verdict, Wire};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -83,8 +81,8 @@ pub struct NodeLoop {
 pub(super) struct Work {
     next_tick: Instant,
     next_expire: Instant,
-    /// Number of the checkpoint being written.
-    checkpoint: Option<u64>,
+    /// The checkpoint being written: its number, and how far compaction was done in it.
+    checkpoint: Option<(u64, i64)>,
     last_checkpoint: Instant,
     /// Applied index of the last checkpoint started.
     checkpoint_applied: u64,
@@ -93,10 +91,12 @@ pub(super) struct Work {
     compacting: bool,
     compacted: Vec<(i64, Waiter)>,
     defragment: Option<Defragment>,
+    /// Reads whose round is not over, by context.
     reads: Vec<(u64, Waiter)>,
+    /// Contexts of confirmed reads and the index they wait for.
+    confirmed: Vec<(u64, u64)>,
     next_read: u64,
     results: Vec<(u64, Outcome)>,
-    alarm_raised: bool,
     stopping: bool,
 }
 
@@ -115,9 +115,9 @@ impl Work {
             compacted: Vec::new(),
             defragment: None,
             reads: Vec::new(),
+            confirmed: Vec::new(),
             next_read: 0,
             results: Vec::new(),
-            alarm_raised: false,
             stopping: false,
         }
     }
@@ -169,8 +169,14 @@ impl NodeLoop {
             Input::Propose(payload) => proposals.push(payload),
             Input::Read(done) => {
                 self.work.next_read += 1;
-                self.replica.read(self.work.next_read);
-                self.work.reads.push((self.work.next_read, done));
+                match self.replica.read(self.work.next_read) {
+                    Ok(()) => self.work.reads.push((self.work.next_read, done)),
+                    Err(error) => {
+                        tracing::debug!(%error, "read not started");
+                        // The call may have timed out meanwhile.
+                        let _ = done.send(Err(errors::NO_LEADER));
+                    }
+                }
             }
             Input::Compacted(revision, done) => {
                 self.work.compacted.push((revision, done));
@@ -222,7 +228,6 @@ impl NodeLoop {
 
     /// Runs consensus until it has nothing more to hand out, then makes the results visible.
     fn rounds(&mut self) -> Result<(), Fatal> {
-        let mut applied_any = false;
         while let Some(ready) = self.replica.ready() {
             if let Some(soft) = &ready.soft {
                 self.led_by(soft.leader);
@@ -230,47 +235,22 @@ impl NodeLoop {
             // Messages of a leader may leave before its own write; there is no peer to send to yet.
             if let Some(task) = ready.wal {
                 self.persist(&task)?;
-                self.replica.persisted(task.number);
+                let (_messages, persisted) = task.durable();
+                self.replica.persisted(persisted);
             }
+            self.apply(ready.committed)?;
             for read in ready.reads {
-                self.finish_read(read.ctx);
+                self.work.confirmed.push((read.ctx, read.index));
             }
-            if let (Some(first), Some(last)) = (ready.committed.first(), ready.committed.last()) {
-                let _ = first;
-                let (index, term) = (last.index, last.term);
-                let mut verdicts = Vec::new();
-                for entry in &ready.committed {
-                    match entry.kind {
-                        EntryKind::Normal => {
-                            let done = self
-                                .applier
-                                .apply(entry.index, entry.term, &entry.data)
-                                .map_err(fatal)?;
-                            if let Some(done) = done {
-                                self.work.results.push(done);
-                            }
-                        }
-                        EntryKind::ConfChange => {
-                            let outcome = self
-                                .applier
-                                .apply_conf_change(entry.index, entry.term, &entry.data)
-                                .map_err(fatal)?;
-                            if let Some(outcome) = outcome {
-                                verdicts.push(outcome.verdict);
-                            }
-                        }
-                    }
-                }
-                self.replica.applied(index, verdicts);
-                self.publish(index, term)?;
-                applied_any = true;
+            for ctx in ready.reads_aborted {
+                self.answer_read(ctx, Err(errors::LEADER_CHANGED));
             }
         }
+        self.answer_confirmed();
         let status = self.replica.status();
         let shared = &self.handle.shared;
         shared.term.store(status.term, Ordering::Release);
         shared.committed.store(status.commit, Ordering::Release);
-        let _ = applied_any;
         Ok(())
     }
 
@@ -284,26 +264,58 @@ impl NodeLoop {
 
     /// Makes the entries and the hard state of a task durable.
     fn persist(&mut self, task: &consensus::WalTask) -> Result<(), Fatal> {
-        let entries: Vec<raftlog::Entry> = task
-            .entries
-            .iter()
-            .map(|e| raftlog::Entry {
-                index: e.index,
-                term: e.term,
-                kind: e.kind.number(),
-                data: e.data.clone(),
-            })
-            .collect();
+        let entries: Vec<raftlog::Entry> =
+            task.entries.iter().map(crate::bootstrap::to_log).collect();
         let hard_state = task.hard_state.map(|h| raftlog::HardState {
             term: h.term,
             vote: h.vote,
             commit: h.commit,
         });
-        self.log.append(&entries, hard_state).map_err(fatal)?;
-        if task.must_sync {
+        if task.has_writes() {
+            self.log.append(&entries, hard_state).map_err(fatal)?;
             self.log.sync();
         }
         Ok(())
+    }
+
+    /// Applies a committed batch and makes it visible as one.
+    fn apply(&mut self, committed: Vec<consensus::Entry>) -> Result<(), Fatal> {
+        let Some(last) = committed.last() else {
+            return Ok(());
+        };
+        let (index, term) = (last.index, last.term);
+        let mut verdicts = Vec::new();
+        for entry in &committed {
+            match entry.kind {
+                EntryKind::Normal => {
+                    let done = self.applier.apply(entry.index, entry.term, &entry.data);
+                    self.work.results.extend(done.map_err(fatal)?);
+                }
+                EntryKind::ConfChange => {
+                    let outcome =
+                        self.applier
+                            .apply_conf_change(entry.index, entry.term, &entry.data);
+                    if let Some(outcome) = outcome.map_err(fatal)? {
+                        verdicts.push(self.verdict(entry, outcome.to_consensus)?);
+                        self.work.results.push((outcome.request_id, outcome.result));
+                    }
+                }
+            }
+        }
+        self.replica.applied(index, verdicts);
+        self.publish(index, term)
+    }
+
+    /// Consensus executes only what apply accepted.
+    fn verdict(&self, entry: &consensus::Entry, accepted: bool) -> Result<Verdict, Fatal> {
+        let change = match accepted {
+            true => Some(ConfChange::decode(entry.data.clone()).map_err(fatal)?),
+            false => None,
+        };
+        Ok(Verdict {
+            index: entry.index,
+            accepted: change,
+        })
     }
 
     fn publish(&mut self, index: u64, term: u64) -> Result<(), Fatal> {
@@ -324,17 +336,24 @@ impl NodeLoop {
         Ok(())
     }
 
-    fn finish_read(&mut self, ctx: u64) {
-        // Committed entries of this ready are applied before its reads are answered elsewhere; here
-        // reads are answered at once because apply runs on this thread.
-        self.work.reads.retain_mut(|(id, done)| {
-            if *id != ctx {
-                return true;
-            }
-            let (gone, _) = oneshot::channel();
-            let _ = std::mem::replace(done, gone).send(Ok(()));
-            false
-        });
+    /// Answers the reads whose index is applied by now.
+    fn answer_confirmed(&mut self) {
+        let applied = self.applier.applied().index;
+        let (ready, waiting) = std::mem::take(&mut self.work.confirmed)
+            .into_iter()
+            .partition(|(_, index)| *index <= applied);
+        self.work.confirmed = waiting;
+        let ready: Vec<(u64, u64)> = ready;
+        for (ctx, _) in ready {
+            self.answer_read(ctx, Ok(()));
+        }
+    }
+
+    fn answer_read(&mut self, ctx: u64, result: Result<(), Status>) {
+        if let Some(at) = self.work.reads.iter().position(|(id, _)| *id == ctx) {
+            // The call may have timed out meanwhile.
+            let _ = self.work.reads.swap_remove(at).1.send(result);
+        }
     }
 
     fn deadline(&self) -> Instant {
@@ -378,14 +397,13 @@ impl NodeLoop {
 
     /// Looks whether the running checkpoint is durable and does what waited for it.
     fn finish_checkpoint(&mut self) -> Result<(), Fatal> {
-        let Some(number) = self.work.checkpoint else {
+        let Some((number, done)) = self.work.checkpoint else {
             return Ok(());
         };
-        if self.handle.engine.durable_checkpoint() < number {
+        if self.handle.engine.stats().checkpoint < number {
             return Ok(());
         }
         self.work.checkpoint = None;
-        let done = self.handle.engine.durable_compact_done();
         for (revision, waiter) in std::mem::take(&mut self.work.compacted) {
             if revision <= done {
                 let _ = waiter.send(Ok(()));
@@ -416,7 +434,7 @@ impl NodeLoop {
             .min(self.log.last_index().saturating_sub(self.catchup_entries));
         if keep_from > self.work.trimmed_to {
             self.log.trim(keep_from);
-            self.replica.compact_log(keep_from);
+            self.replica.trimmed(keep_from);
             self.work.trimmed_to = keep_from;
         }
     }
@@ -435,14 +453,16 @@ impl NodeLoop {
         if defragmenting {
             self.applier.writer().shrink();
         }
-        self.work.checkpoint = self.applier.writer().checkpoint().map_err(fatal)?;
-        if self.work.checkpoint.is_some() {
+        let done = self.handle.engine.view().compact_done();
+        let started = self.applier.writer().checkpoint().map_err(fatal)?;
+        self.work.checkpoint = started.map(|number| (number, done));
+        if started.is_some() {
             self.work.checkpoint_wanted = false;
             self.work.last_checkpoint = Instant::now();
             self.work.checkpoint_applied = self.applier.applied().index;
         }
         // Memory is bounded by waiting here, with the mailbox as the queue that then fills.
-        if let Some(number) = self.work.checkpoint
+        if let Some(number) = started
             && self.applier.writer().dirty_bytes() > DIRTY_FACTOR_MAX * self.dirty_bytes_max
         {
             self.handle.engine.wait_durable(number).map_err(fatal)?;
@@ -453,7 +473,7 @@ impl NodeLoop {
     /// Leaves a state that opens without replay.
     fn last_checkpoint(&mut self) -> Result<(), Fatal> {
         self.log.sync();
-        if let Some(number) = self.work.checkpoint {
+        if let Some((number, _)) = self.work.checkpoint {
             self.handle.engine.wait_durable(number).map_err(fatal)?;
         }
         let number = self.applier.writer().checkpoint().map_err(fatal)?;
