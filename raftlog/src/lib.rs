@@ -37,6 +37,7 @@ mod error;
 mod fatal;
 mod flush;
 mod format;
+mod identity;
 mod ids;
 mod index;
 mod log;
@@ -56,6 +57,7 @@ mod tests;
 pub use error::{AppendError, OpenError, ReadError, Refusal};
 pub use fatal::FatalHook;
 pub use format::BLOCK_BYTES;
+pub use identity::identity;
 pub use log::{ENTRY_OVERHEAD_BYTES, FlushHook, Log, Stats};
 pub use open::Recovered;
 #[cfg(any(test, feature = "sim"))]

@@ -140,28 +140,6 @@ pub fn open(config: &Config, limits: &Limits, hook: Arc<dyn LeaseHook>) -> Resul
     let layout = Layout::of(config);
     let lock = claim(&layout)?;
     let founding = Founding::of(config)?;
-    let (mut log, recovered) = raftlog::Log::open(raftlog::Options {
-        backend: match config.wal_backend {
-            WalBackend::Auto => raftlog::Backend::Auto,
-            WalBackend::Uring => raftlog::Backend::Uring,
-            WalBackend::Sync => raftlog::Backend::Sync,
-        },
-        ..raftlog::Options::new(&layout.log, [founding.cluster_id, founding.member_id])
-    })
-    .map_err(|e| e.to_string())?;
-    tracing::info!(
-        backend = log.backend_name(),
-        first_index = recovered.first_index,
-        last_index = recovered.last_index,
-        "opened the log: {}",
-        recovered.report
-    );
-    let [cluster_id, member_id] = recovered.identity;
-    let identity = Identity {
-        member_id,
-        cluster_id,
-        name: config.name.clone(),
-    };
     let (engine, writer) = engine::Engine::open(engine::Options {
         cache_bytes: config.cache_bytes,
         dirty_bytes_max: DIRTY_BYTES_MAX,
@@ -174,8 +152,41 @@ pub fn open(config: &Config, limits: &Limits, hook: Arc<dyn LeaseHook>) -> Resul
     })
     .map_err(|e| e.to_string())?;
     let applied = engine.view().applied();
+    // A member that has data keeps its ids, whatever the flags say now; as in etcd.
+    let identity = raftlog::identity(&layout.log)
+        .map_err(|e| format!("cannot read the log in {}: {e}", layout.log.display()))?
+        .unwrap_or([founding.cluster_id, founding.member_id]);
+    let (mut log, recovered) = raftlog::Log::open(raftlog::Options {
+        backend: match config.wal_backend {
+            WalBackend::Auto => raftlog::Backend::Auto,
+            WalBackend::Uring => raftlog::Backend::Uring,
+            WalBackend::Sync => raftlog::Backend::Sync,
+        },
+        identity,
+        committed: (applied.index > 0).then_some(raftlog::Committed {
+            index: applied.index,
+            term: applied.term,
+        }),
+        ..raftlog::Options::new(&layout.log)
+    })
+    .map_err(|e| e.to_string())?;
+    tracing::info!(
+        backend = log.backend_name(),
+        first_index = recovered.first_index,
+        last_index = recovered.last_index,
+        applied_index = applied.index,
+        "opened the log: {}",
+        recovered.report
+    );
+    let [cluster_id, member_id] = identity;
+    let identity = Identity {
+        member_id,
+        cluster_id,
+        name: config.name.clone(),
+    };
 
-    let boot = if recovered.last_index == 0 && recovered.hard_state == raftlog::HardState::default() {
+    let boot = if recovered.last_index == 0 && recovered.hard_state == raftlog::HardState::default()
+    {
         if applied.index > 0 {
             return Err(format!(
                 "the tree file in {} is applied up to {} but the log in {} is empty: acknowledged \
@@ -296,7 +307,7 @@ fn found(
         context: member.to_json().into(),
     }])
     .map_err(|e| e.to_string())?;
-    let entries: Vec<raftlog::Entry> = boot.entries.iter().map(to_log).collect();
+    let entries: Vec<raftlog::Entry> = boot.entries.iter().map(crate::node::to_log).collect();
     let hard_state = raftlog::HardState {
         term: boot.hard_state.term,
         vote: boot.hard_state.vote,
@@ -343,7 +354,11 @@ fn resume(
             .entries(next, recovered.last_index, READ_BYTES_MAX)
             .map_err(|e| e.to_string())?;
         next += some.len() as u64;
-        entries.extend(some.into_iter().map(from_log).collect::<Result<Vec<_>, _>>()?);
+        entries.extend(
+            some.into_iter()
+                .map(from_log)
+                .collect::<Result<Vec<_>, _>>()?,
+        );
     }
     let stored = membership::conf_state_from(view.meta()).map_err(|e| e.to_string())?;
     let conf_state = match stored {
@@ -377,16 +392,6 @@ fn founders(entries: &[consensus::Entry]) -> Result<consensus::ConfState, String
         .map(|r| r.map_err(|e| format!("the log's founding entries: {e}")))
         .collect();
     Ok(consensus::ConfState::from((voters?, Vec::new())))
-}
-
-/// An entry as the log stores it.
-pub(crate) fn to_log(entry: &consensus::Entry) -> raftlog::Entry {
-    raftlog::Entry {
-        index: entry.index,
-        term: entry.term,
-        kind: entry.kind.number(),
-        data: entry.data.clone(),
-    }
 }
 
 fn from_log(entry: raftlog::Entry) -> Result<consensus::Entry, String> {

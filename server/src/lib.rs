@@ -15,6 +15,7 @@ pub mod http;
 pub mod lease;
 pub mod limits;
 pub mod logging;
+pub mod member;
 pub mod membership;
 pub mod metrics;
 pub mod net;

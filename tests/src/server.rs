@@ -11,6 +11,7 @@ use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use quorate_proto::etcdserverpb as pb;
@@ -31,17 +32,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// Ours: `$QUORATE_BIN`, or the binary that `cargo build` put beside this test.
+    /// Ours: `$QUORATE_BIN`, or the binary in this test's target directory, built first if need be.
     pub fn quorate() -> io::Result<Program> {
         let path = match std::env::var_os("QUORATE_BIN") {
             Some(path) => PathBuf::from(path),
-            None => target_dir()?.join("quorate"),
+            None => built_binary()?,
         };
         if !path.is_file() {
-            let message = format!(
-                "{} is not there: run `cargo build -p quorate` first, or set QUORATE_BIN",
-                path.display()
-            );
+            let message = format!("{} is not there", path.display());
             return Err(io::Error::new(io::ErrorKind::NotFound, message));
         }
         Ok(Program {
@@ -103,6 +101,31 @@ pub fn etcd_tool(name: &str) -> Option<PathBuf> {
     };
     let path = dir.join("bin").join(name);
     path.is_file().then_some(path)
+}
+
+/// The server of this tree. `cargo test` builds a package's binaries only for that package's own
+/// tests, so this one is asked for; when it is fresh that takes a moment only.
+fn built_binary() -> io::Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let dir = target_dir().map_err(|e| e.to_string())?;
+        let root = dir.parent().ok_or("no target directory")?;
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--package=quorate", "--bin=quorate"]);
+        build.arg("--manifest-path");
+        build.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
+        build.arg("--target-dir").arg(root);
+        if dir.ends_with("release") {
+            build.arg("--release");
+        }
+        let status = build.status().map_err(|e| e.to_string())?;
+        match status.success() {
+            true => Ok(dir.join("quorate")),
+            false => Err(format!("building the server: {status}")),
+        }
+    });
+    built.clone().map_err(io::Error::other)
 }
 
 /// `target/debug` or `target/release`: where this test binary's `deps` folder stands.
@@ -279,6 +302,11 @@ impl Server {
     /// What runs.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// The process id of the running process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running process").id()
     }
 
     /// The client URL.

@@ -137,6 +137,7 @@ pub(crate) fn engine_status(error: engine::Error) -> Status {
     match error {
         engine::Error::Compacted => errors::COMPACTED,
         engine::Error::Future => errors::FUTURE_REV,
+        engine::Error::NoSpace => errors::NO_SPACE,
         engine::Error::Corrupt(_) => Status::new(Code::DataLoss, error.to_string()),
         _ => Status::new(Code::Internal, error.to_string()),
     }

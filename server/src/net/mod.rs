@@ -24,7 +24,7 @@ mod unsent;
 
 pub use body::{Body, Frames};
 pub use listen::{BindError, Bound, bind};
-pub use server::{Server, Settings, Stats, fd_limit};
+pub use server::{Server, Settings, Stats, fd_limit, raise_fd_limit};
 pub use threads::{Threads, current_thread_index};
 pub use unsent::Unsent;
 

@@ -61,6 +61,24 @@ pub fn fd_limit() -> usize {
     }
 }
 
+/// Raises the soft limit of open files to the hard one: every connection is a file. Returns the limit in
+/// force afterwards.
+pub fn raise_fd_limit() -> usize {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a whole `rlimit` that lives through both calls and may be read and written.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            // Where this is not allowed the limit stays as it was.
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+    fd_limit()
+}
+
 /// Counters of a server.
 #[derive(Debug, Default)]
 pub struct Stats {

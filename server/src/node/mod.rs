@@ -1,7 +1,12 @@
 //! The node: the one place where consensus, the log, apply and the readers meet.
 
 pub mod completions;
+pub mod handle;
 pub mod mailbox;
+pub mod run;
+
+pub use handle::NodeHandle;
+pub use run::{Fatal, NodeLoop, Parts, to_log};
 
 use crate::apply::Reply;
 use crate::status::Status;

@@ -17,10 +17,12 @@
 //! and a hand-over to a log thread and back would cost more than the write of a fast disk. Reads and
 //! watches never pass through here.
 
-use super::completions::Outcome;
-use super::handle::{HandleInner, Input};
-use super::mailbox::Drained;
+use super::Identity;
+use super::completions::{Completions, Outcome};
+use super::handle::{HandleInner, Input, MAILBOX_BYTES_MAX, NodeHandle, Shared};
+use super::mailbox::{Drained, Mailbox};
 use crate::apply::Applier;
+use crate::limits::Limits;
 use crate::status::{Status, errors};
 use crate::watch::Feed;
 use bytes::Bytes;
@@ -57,6 +59,16 @@ fn fatal(what: impl std::fmt::Display) -> Fatal {
     Fatal(what.to_string())
 }
 
+/// An entry as the log stores it.
+pub fn to_log(entry: &consensus::Entry) -> raftlog::Entry {
+    raftlog::Entry {
+        index: entry.index,
+        term: entry.term,
+        kind: entry.kind.number(),
+        data: entry.data.clone(),
+    }
+}
+
 /// A defragmentation on its way.
 struct Defragment {
     /// Durable checkpoints still to come, each started after the one before.
@@ -64,21 +76,47 @@ struct Defragment {
     waiters: Vec<Waiter>,
 }
 
+/// What a node is made of.
+pub struct Parts {
+    /// Who this member is.
+    pub identity: Identity,
+    /// Admission limits.
+    pub limits: Limits,
+    /// For readers.
+    pub engine: engine::Engine,
+    /// Owns the engine's writer.
+    pub applier: Applier,
+    /// The log, recovered.
+    pub log: raftlog::Log,
+    /// Consensus, before its first tick.
+    pub replica: Replica,
+    /// Where published batches go.
+    pub feed: Arc<Feed>,
+    /// Network threads, each of which runs `NodeHandle::dispatch`.
+    pub network_threads: usize,
+    /// Time between two ticks of consensus.
+    pub tick: Duration,
+    /// Entries kept in the log behind a checkpoint.
+    pub catchup_entries: u64,
+    /// Changed bytes at which a checkpoint begins.
+    pub dirty_bytes_max: u64,
+}
+
 /// Everything the node thread owns.
 pub struct NodeLoop {
-    pub(super) handle: Arc<HandleInner>,
-    pub(super) replica: Replica,
-    pub(super) log: raftlog::Log,
-    pub(super) applier: Applier,
-    pub(super) feed: Arc<Feed>,
-    pub(super) tick: Duration,
-    pub(super) catchup_entries: u64,
-    pub(super) dirty_bytes_max: u64,
-    pub(super) work: Work,
+    handle: Arc<HandleInner>,
+    replica: Replica,
+    log: raftlog::Log,
+    applier: Applier,
+    feed: Arc<Feed>,
+    tick: Duration,
+    catchup_entries: u64,
+    dirty_bytes_max: u64,
+    work: Work,
 }
 
 /// What is under way besides requests.
-pub(super) struct Work {
+struct Work {
     next_tick: Instant,
     next_expire: Instant,
     /// The checkpoint being written: its number, and how far compaction was done in it.
@@ -101,7 +139,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(applied: u64) -> Work {
+    fn new(applied: u64) -> Work {
         let now = Instant::now();
         Work {
             next_tick: now,
@@ -124,10 +162,46 @@ impl Work {
 }
 
 impl NodeLoop {
+    /// Puts the parts together. The loop runs with [`NodeLoop::run`]; the handle works at once, calls
+    /// wait until then.
+    pub fn new(parts: Parts) -> (NodeLoop, NodeHandle) {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let boot_ms = since.map_or(0, |d| d.as_millis() as u64);
+        let applied = parts.engine.view().applied();
+        let handle = Arc::new(HandleInner {
+            mailbox: Mailbox::new(MAILBOX_BYTES_MAX),
+            completions: Completions::new(parts.network_threads, parts.identity.member_id, boot_ms),
+            shared: Shared::default(),
+            engine: parts.engine,
+            identity: parts.identity,
+            limits: parts.limits,
+            stopped: tokio::sync::watch::Sender::new(false),
+        });
+        handle
+            .shared
+            .applied
+            .store(applied.index, Ordering::Release);
+        let node = NodeLoop {
+            handle: handle.clone(),
+            replica: parts.replica,
+            log: parts.log,
+            applier: parts.applier,
+            feed: parts.feed,
+            tick: parts.tick,
+            catchup_entries: parts.catchup_entries,
+            dirty_bytes_max: parts.dirty_bytes_max,
+            work: Work::new(applied.index),
+        };
+        (node, NodeHandle { inner: handle })
+    }
+
     /// Runs until the handle asks to stop. An error means state that cannot be trusted further.
     pub fn run(mut self) -> Result<(), Fatal> {
         let result = self.serve();
-        self.handle.shared.reads_local.store(false, Ordering::Release);
+        self.handle
+            .shared
+            .reads_local
+            .store(false, Ordering::Release);
         self.handle.mailbox.close();
         self.handle.completions.close();
         self.handle.stopped.send_replace(true);
@@ -146,7 +220,9 @@ impl NodeLoop {
             for input in inputs.drain(..) {
                 self.take(input, &mut proposals);
             }
-            if !proposals.is_empty() {
+            // Without a leader proposals wait here; their calls end by their timeout. What may gather is
+            // bounded by the calls that the network layer admits in that time.
+            if !proposals.is_empty() && self.replica.status().leader != 0 {
                 self.propose(&mut proposals);
             }
             self.tick();
@@ -158,6 +234,8 @@ impl NodeLoop {
 
     /// A sole voter elects itself at once; others wait for ticks.
     fn elect(&mut self) -> Result<(), Fatal> {
+        // Nobody may campaign before the committed conf changes of the log are applied.
+        self.rounds()?;
         if self.replica.status().is_sole_voter {
             self.replica.campaign();
         }
@@ -201,7 +279,7 @@ impl NodeLoop {
 
     fn propose(&mut self, proposals: &mut Vec<Bytes>) {
         if let Err(error) = self.replica.propose(std::mem::take(proposals)) {
-            // As in etcd a proposal without a leader is dropped; its call ends by its timeout.
+            // As in etcd a proposal that cannot be taken is dropped; its call ends by its timeout.
             tracing::debug!(%error, "proposals dropped");
         }
     }
@@ -264,8 +342,7 @@ impl NodeLoop {
 
     /// Makes the entries and the hard state of a task durable.
     fn persist(&mut self, task: &consensus::WalTask) -> Result<(), Fatal> {
-        let entries: Vec<raftlog::Entry> =
-            task.entries.iter().map(crate::bootstrap::to_log).collect();
+        let entries: Vec<raftlog::Entry> = task.entries.iter().map(to_log).collect();
         let hard_state = task.hard_state.map(|h| raftlog::HardState {
             term: h.term,
             vote: h.vote,

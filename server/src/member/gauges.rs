@@ -1,0 +1,191 @@
+//! Where the metrics come from: hooks for what must be measured when it happens, and one refresh
+//! before each scrape for everything that is state kept elsewhere.
+
+use crate::apply::{Alarms, Applier, Counters, Observer};
+use crate::lease::{LeaseHook, Lessor};
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::node::{Node, NodeHandle};
+use crate::watch::Feed;
+use prometheus::{Histogram, IntCounter};
+use quorate_proto::etcdserverpb::AlarmType;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Measures applies; the histogram of each kind of request is looked up once.
+struct Applies {
+    metrics: Arc<Metrics>,
+    slow: Duration,
+    known: Mutex<BTreeMap<(&'static str, bool), Histogram>>,
+}
+
+impl Observer for Applies {
+    fn applied(&self, op: &'static str, ok: bool, took: Duration) {
+        // Only the apply thread comes here, so the lock is never contended.
+        let mut known = self.known.lock().unwrap_or_else(|p| p.into_inner());
+        let histogram = known.entry((op, ok)).or_insert_with(|| {
+            let success = if ok { "true" } else { "false" };
+            let seconds = &self.metrics.server.apply_seconds;
+            seconds.with_label_values(&["v3", op, success])
+        });
+        histogram.observe(took.as_secs_f64());
+        if took > self.slow {
+            self.metrics.server.slow_apply.inc();
+        }
+    }
+}
+
+/// Counts grants and revocations on their way to the lessor.
+pub struct CountedLeases {
+    lessor: Arc<Lessor>,
+    metrics: Arc<Metrics>,
+}
+
+impl CountedLeases {
+    /// Forwards to `lessor`.
+    pub fn new(lessor: Arc<Lessor>, metrics: Arc<Metrics>) -> CountedLeases {
+        CountedLeases { lessor, metrics }
+    }
+}
+
+impl LeaseHook for CountedLeases {
+    fn granted(&self, id: i64, ttl: i64) {
+        self.metrics.lease.granted.inc();
+        self.metrics.lease.ttl_seconds.observe(ttl as f64);
+        self.lessor.granted(id, ttl);
+    }
+
+    fn revoked(&self, id: i64) {
+        self.metrics.lease.revoked.inc();
+        self.lessor.revoked(id);
+    }
+}
+
+/// Hooks the measurements into apply and the log.
+pub fn observe(
+    metrics: &Arc<Metrics>,
+    applier: &mut Applier,
+    log: &mut raftlog::Log,
+    slow_apply: Duration,
+) {
+    applier.set_observer(Arc::new(Applies {
+        metrics: metrics.clone(),
+        slow: slow_apply,
+        known: Mutex::default(),
+    }));
+    let disk = metrics.disk.clone();
+    log.set_on_flush(Box::new(move |took| {
+        disk.wal_fsync_seconds.observe(took.as_secs_f64());
+    }));
+}
+
+/// Raises a counter to a total kept elsewhere.
+fn raise(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+/// Sets what is state elsewhere, before each scrape.
+pub fn refresh(
+    metrics: &Metrics,
+    node: &NodeHandle,
+    feed: &Arc<Feed>,
+    counters: Arc<Counters>,
+    limits: &Limits,
+) {
+    let server = &metrics.server;
+    let member = format!("{:x}", node.identity().member_id);
+    server.id.with_label_values(&[&member]).set(1);
+    server
+        .quota_backend_bytes
+        .set(limits.quota_bytes.unwrap_or(0));
+    metrics
+        .network
+        .known_peers
+        .with_label_values(&[&member, &member])
+        .set(1);
+    for (name, on) in crate::config::flags::FEATURE_GATES {
+        let stage = match *name {
+            "AllAlpha" | "AllBeta" => "",
+            "TxnModeWriteWithSharedBuffer" => "BETA",
+            _ => "ALPHA",
+        };
+        server
+            .feature_enabled
+            .with_label_values(&[name, stage])
+            .set(i64::from(*on));
+    }
+    let (node, feed) = (node.clone(), feed.clone());
+    metrics.on_scrape(move |metrics| {
+        consensus(metrics, &node, &member);
+        store(metrics, &node, &counters);
+        watches(metrics, &feed);
+    });
+}
+
+fn consensus(metrics: &Metrics, node: &NodeHandle, member: &str) {
+    let status = node.status();
+    let server = &metrics.server;
+    server.has_leader.set(i64::from(status.leader != 0));
+    server.is_leader.set(i64::from(status.is_leader));
+    server.is_learner.set(i64::from(status.is_learner));
+    server.proposals_committed.set(status.committed as i64);
+    server.proposals_applied.set(status.applied as i64);
+    server
+        .proposals_pending
+        .set(node.proposals_pending() as i64);
+    raise(&server.leader_changes_seen, node.shared().leader_changes());
+    raise(&server.proposals_failed, node.shared().proposals_failed());
+    let view = node.engine().view();
+    if let Ok(Some(version)) = crate::membership::cluster_version(&view) {
+        // Labels carry major and minor only.
+        let minor = version
+            .rsplit_once('.')
+            .map_or(&version[..], |(minor, _)| minor);
+        server.cluster_version.reset();
+        server.cluster_version.with_label_values(&[minor]).set(1);
+    }
+    if let Ok(alarms) = Alarms::load(&view) {
+        server.alarms.reset();
+        for alarm in alarms.list(AlarmType::None as i32) {
+            let owner = match alarm.member_id {
+                0 => member.to_owned(),
+                id => format!("{id:x}"),
+            };
+            let kind = alarm.alarm().as_str_name();
+            server.alarms.with_label_values(&[&owner, kind]).set(1);
+        }
+    }
+}
+
+fn store(metrics: &Metrics, node: &NodeHandle, counters: &Counters) {
+    let mvcc = &metrics.mvcc;
+    raise(&mvcc.range, counters.ranges());
+    raise(&mvcc.put, counters.puts());
+    raise(&mvcc.delete, counters.deletes());
+    raise(&mvcc.txn, counters.txns());
+    let view = node.engine().view();
+    mvcc.current_revision.set(view.revision());
+    mvcc.compact_revision.set(view.compact_revision());
+    let stats = node.engine().stats();
+    mvcc.db_size.set(stats.file_bytes as i64);
+    mvcc.db_size_in_use.set(stats.in_use_bytes as i64);
+    mvcc.keys.set(stats.keys as i64);
+}
+
+fn watches(metrics: &Metrics, feed: &Arc<Feed>) {
+    let (mut streams, mut watchers, mut slow, mut pending, mut events) = (0, 0, 0, 0, 0);
+    for hub in feed.hubs() {
+        let stats = hub.stats();
+        streams += stats.streams;
+        watchers += stats.watchers;
+        slow += stats.unsynced;
+        pending += stats.queued;
+        events += stats.events;
+    }
+    metrics.watch.streams.set(streams as i64);
+    metrics.watch.watchers.set(watchers as i64);
+    metrics.watch.slow_watchers.set(slow as i64);
+    metrics.watch.pending_events.set(pending as i64);
+    raise(&metrics.watch.events, events);
+}
