@@ -213,3 +213,6 @@ impl<N: Node> Api<N> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,7 @@ impl<N: Node> Api<N> {
     ) -> Result<(), Status> {
         let stream = self.hub().open();
         tokio::select! {
+            biased;
             result = self.watch_requests(&stream, &mut requests) => result,
             () = self.watch_responses(&stream, &mut responses) => Ok(()),
         }
@@ -78,3 +79,6 @@ impl<N: Node> Api<N> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ const SLICES_PER_TRIP: usize = 16;
 pub async fn drive(hub: Arc<Hub>, engine: engine::Engine) {
     let history = read_history(hub.clone(), engine);
     tokio::select! {
+        biased;
         () = hand_out(hub) => {}
         () = history => {}
     }
@@ -30,6 +31,7 @@ async fn hand_out(hub: Arc<Hub>) {
             None => Duration::from_secs(3600),
         };
         tokio::select! {
+            biased;
             () = hub.wait() => {}
             () = tokio::time::sleep(sleep) => {}
         }

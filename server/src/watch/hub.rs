@@ -921,7 +921,7 @@ impl<'a> Act<'a> {
                 return;
             }
             let end = position.min(next.saturating_add(revisions_max - 1));
-            let (pieces, end) = self.gather(key, batches, next..=end, budget);
+            let (pieces, end) = self.gather(key, marks, batches, next..=end, budget);
             let header = header.max(position);
             let watcher = &mut self.watchers[key];
             watcher.next = end + 1;
@@ -937,6 +937,7 @@ impl<'a> Act<'a> {
     fn gather(
         &self,
         key: Key,
+        marks: Marks,
         batches: &[Arc<Batch>],
         revisions: std::ops::RangeInclusive<i64>,
         budget: &mut usize,
@@ -960,7 +961,9 @@ impl<'a> Act<'a> {
                 last = main;
                 *budget = budget.saturating_sub(1);
                 if watcher.wants(event.kind, main) && watcher.span.contains(&event.kv.key) {
-                    let piece = batch.piece(at, watcher.prev_kv);
+                    // As from history: what was before a compacted revision cannot be read.
+                    let with_prev = watcher.prev_kv && main > marks.compacted;
+                    let piece = batch.piece(at, with_prev);
                     bytes += piece.len();
                     pieces.push(piece);
                 }
@@ -1205,8 +1208,7 @@ impl<'a> Act<'a> {
             stream.bytes -= frame.weight();
             out.push(frame);
         }
-        if stream.queue.is_empty() {
-            // An idle stream keeps no buffer.
+        if stream.queue.is_empty() && stream.queue.capacity() > IDLE_RESPONSES_MAX {
             stream.queue = VecDeque::new();
         }
         let mut pump = stream.progress.is_some();
@@ -1231,6 +1233,9 @@ impl<'a> Act<'a> {
 
 /// An upper bound of the encoded fields besides the events of a response that carries events.
 const HEAD_BYTES: usize = 64;
+
+/// Room for responses that an idle stream keeps.
+const IDLE_RESPONSES_MAX: usize = 8;
 
 enum Verdict {
     Answer,

@@ -252,25 +252,29 @@ fn events_previous_versions_and_filters_6w_7() {
 }
 
 #[test]
-fn history_has_no_previous_version_at_the_compact_revision_6w_7() {
-    let tiny = Options {
-        ring_events_max: 1,
-        ..options()
-    };
-    let mut world = World::new(tiny);
-    let stream = world.hub.open();
-    for _ in 0..4 {
-        world.put("k");
+fn catching_up_has_no_previous_version_at_the_compact_revision_6w_7() {
+    // Whether the ring still has the event or only the store.
+    for ring_events_max in [1, 1000] {
+        let mut world = World::new(Options {
+            ring_events_max,
+            ..options()
+        });
+        let other = world.hub.open();
+        world.watch(&other, key("other"));
+        let stream = world.hub.open();
+        for _ in 0..4 {
+            world.put("k");
+        }
+        world.compact(3);
+        let request = pb::WatchCreateRequest {
+            prev_kv: true,
+            ..from(3, key("k"))
+        };
+        world.watch(&stream, request);
+        world.settle();
+        let events: Vec<_> = take(&stream).iter().flat_map(shown).collect();
+        assert_eq!(events, ["put k@3", "put k@4 (was @3)", "put k@5 (was @4)"]);
     }
-    world.compact(3);
-    let request = pb::WatchCreateRequest {
-        prev_kv: true,
-        ..from(3, key("k"))
-    };
-    world.watch(&stream, request);
-    world.settle();
-    let events: Vec<_> = take(&stream).iter().flat_map(shown).collect();
-    assert_eq!(events, ["put k@3", "put k@4 (was @3)", "put k@5 (was @4)"]);
 }
 
 #[test]
