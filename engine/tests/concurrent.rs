@@ -148,3 +148,48 @@ fn a_huge_delete_is_one_revision() {
     let report = engine.check(&view).expect("sound");
     assert_eq!((report.keys, report.tombstones), (2, 0));
 }
+
+/// Values outside the tree come and go while checkpoints run beside the writer; none is lost.
+#[test]
+fn runs_outlive_the_checkpoints_that_free_their_neighbours() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut options = Options::new(dir.path());
+    options.page_bytes = 512;
+    options.cache_bytes = 1 << 20;
+    options.chunk_bytes = 1024;
+    let (engine, mut writer) = Engine::open(options).expect("opens");
+    let mut index = 0;
+    let mut publish = |writer: &mut engine::Writer| {
+        index += 1;
+        writer.publish(Applied { index, term: 1 }, b"").view
+    };
+    let mut checkpoints = 0;
+    for step in 0u64.. {
+        if checkpoints == 100 {
+            break;
+        }
+        let mut txn = writer.txn();
+        let value = Bytes::from(vec![step as u8; 200 + step as usize % 900]);
+        txn.put(key(step * 7919 % 5003), value, 0).expect("puts");
+        let rev = txn.finish();
+        if step % 8 == 0 {
+            publish(&mut writer);
+            checkpoints += u32::from(writer.checkpoint().expect("starts").is_some());
+        }
+        if step % 64 == 63 {
+            writer.compact(rev - 20).expect("compacts"); // keeps freeing runs
+        }
+        let _: CompactProgress = writer.compact_step(Budget { events: 4 }).expect("steps");
+    }
+    let view = publish(&mut writer);
+    engine.check(&view).expect("sound");
+    loop {
+        if let Some(last) = writer.checkpoint().expect("starts") {
+            engine.wait_durable(last).expect("durable");
+            break;
+        }
+        std::thread::yield_now();
+    }
+    engine.check(&engine.view()).expect("sound");
+    engine.check_file().expect("sound");
+}

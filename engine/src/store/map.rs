@@ -143,16 +143,8 @@ impl Settling<'_> {
         }
     }
 
-    fn settle(mut self, alloc: &mut dyn FnMut(u32) -> Extent) -> Change {
-        let old = self.map.index;
-        if old.pages > 0 {
-            self.drop_unit(old.unit, old.units);
-        }
-        // Room for the pages there are, and for those that writing them can add.
-        let capacity =
-            self.map.reached.end() / units_per_map(self.geo) + self.map.pages.len() as u64 + 8;
-        let units = self.geo.units_for(HEADER + capacity as usize * INDEX_ENTRY);
-        let index = self.take_unit(units, alloc);
+    /// Gives every changed map page a new place.
+    fn place_pages(&mut self, alloc: &mut dyn FnMut(u32) -> Extent) {
         while let Some(number) = self.dirty.pop_first() {
             self.done.insert(number);
             while self.map.pages.len() <= number {
@@ -172,10 +164,28 @@ impl Settling<'_> {
                 birth: self.birth,
             };
         }
-        assert!(
-            self.map.pages.len() as u64 <= capacity,
-            "a map page covers thousands of units, so writing the map adds a page or two at most"
-        );
+    }
+
+    fn settle(mut self, alloc: &mut dyn FnMut(u32) -> Extent) -> Change {
+        let old = self.map.index;
+        if old.pages > 0 {
+            self.drop_unit(old.unit, old.units);
+        }
+        // Images are made at the end, so the order of taking units does not matter. The index comes
+        // after the pages it lists; what it takes itself may add a page, for which it has room to
+        // spare, unless the allocator hands out units far beyond those reached so far.
+        let mut index: Option<(Extent, usize)> = None;
+        let index = loop {
+            self.place_pages(alloc);
+            match index {
+                Some((extent, room)) if self.map.pages.len() <= room => break extent,
+                Some((extent, _)) => self.drop_unit(extent.unit, extent.units),
+                None => {}
+            }
+            let room = self.map.pages.len() + 8;
+            let units = self.geo.units_for(HEADER + room * INDEX_ENTRY);
+            index = Some((self.take_unit(units, alloc), room));
+        };
         self.map.index = MapIndexAt {
             unit: index.unit,
             birth: self.birth,

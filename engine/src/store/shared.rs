@@ -155,7 +155,9 @@ impl Shared {
     pub fn reclaim(&self) {
         let durable = lock(&self.durable).checkpoint;
         let oldest = self.oldest_pin();
-        let freed = lock(&self.alloc).reclaim(durable, oldest);
+        let mut alloc = lock(&self.alloc);
+        let freed = alloc.reclaim(durable, oldest);
+        // Before the writer can take the units again: what it puts there must not be forgotten.
         self.pages
             .forget_mem_runs(freed.iter().map(|extent| extent.unit));
     }

@@ -287,7 +287,8 @@ impl Space {
                 *bytes -= unwritten.bytes;
                 return false;
             }
-            runs.extend(pages.mem_run(*unit));
+            let run = pages.mem_run(*unit);
+            runs.push(run.expect("a run stays in memory until a checkpoint has written it"));
             true
         });
         Frozen {
