@@ -100,9 +100,10 @@ impl Decoder {
         Ok(Some(message))
     }
 
-    /// Whether bytes of an incomplete message have arrived.
+    /// Whether a prefix has arrived and its message has not. Less than a prefix at the end of a stream
+    /// counts as nothing, as with grpc-go.
     pub fn is_mid_message(&self) -> bool {
-        !self.partial.is_empty() || !self.input.is_empty()
+        self.partial.len().max(self.input.len()) >= PREFIX_BYTES
     }
 
     fn check_flag(&self, flag: u8) -> Result<(), Status> {

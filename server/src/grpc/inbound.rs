@@ -21,14 +21,22 @@ const COPY_BYTES_MAX: usize = 4096;
 pub struct Messages {
     body: Incoming,
     decoder: Decoder,
+    /// The code of a message that breaks off; grpc-go has one for unary calls and one for streams.
+    truncated: Code,
     ended: bool,
 }
 
 impl Messages {
-    /// For messages up to `bytes_max`.
-    pub fn new(body: Incoming, bytes_max: usize, encoding: Option<&str>) -> Messages {
+    /// For messages up to `bytes_max`; one that breaks off is refused with the code `truncated`.
+    pub fn new(
+        body: Incoming,
+        bytes_max: usize,
+        encoding: Option<&str>,
+        truncated: Code,
+    ) -> Messages {
         Messages {
             body,
+            truncated,
             decoder: Decoder::new(bytes_max, encoding),
             ended: false,
         }
@@ -63,7 +71,7 @@ impl Messages {
                 None => {
                     self.ended = true;
                     return match self.decoder.is_mid_message() {
-                        true => Some(Err(Status::fixed(Code::Internal, "unexpected EOF"))),
+                        true => Some(Err(Status::fixed(self.truncated, "unexpected EOF"))),
                         false => None,
                     };
                 }

@@ -15,6 +15,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A stream of responses was asked for without a request.
+const NO_REQUEST: Status = Status::fixed(
+    Code::Internal,
+    "cardinality violation: received no request message from non-client-streaming RPC",
+);
+
 pub(super) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What decides whether a call is let in, asked at each call.
@@ -277,7 +283,7 @@ impl Router {
                     use crate::api::stream::Requests;
                     match requests.next().await {
                         Some(request) => handler(ctx, request?, responses).await,
-                        None => Err(Status::fixed(Code::Internal, "EOF")),
+                        None => Err(NO_REQUEST),
                     }
                 }
             },

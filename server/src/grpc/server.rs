@@ -29,6 +29,9 @@ static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const DEADLINE_EXCEEDED: Status =
     Status::fixed(Code::DeadlineExceeded, "context deadline exceeded");
 
+/// The call ended before its message.
+const EOF: Status = Status::fixed(Code::Unknown, "EOF");
+
 /// Answers one call.
 pub async fn call(
     router: Arc<Router>,
@@ -53,7 +56,16 @@ pub async fn call(
     if let Some(encoding) = metadata.encoding.as_deref().filter(|e| *e != "identity") {
         return trailers_only(&no_decompressor(encoding), content_type);
     }
-    let messages = Messages::new(body, router.receive_bytes_max, metadata.encoding.as_deref());
+    let truncated = match handler {
+        Handler::Unary(_) => Code::Unknown,
+        Handler::Streaming { .. } => Code::Internal,
+    };
+    let messages = Messages::new(
+        body,
+        router.receive_bytes_max,
+        metadata.encoding.as_deref(),
+        truncated,
+    );
     let deadline = metadata.ctx.deadline;
     let call = Call {
         ctx: metadata.ctx,
@@ -81,7 +93,7 @@ pub async fn call(
 async fn one_message(mut messages: Messages) -> Result<Bytes, Status> {
     match messages.next().await {
         Some(message) => message,
-        None => Err(Status::fixed(Code::Internal, "EOF")),
+        None => Err(EOF),
     }
 }
 
@@ -94,6 +106,9 @@ async fn within<T>(
     let Some(deadline) = deadline else {
         return work.await;
     };
+    if deadline <= Instant::now() {
+        return Err(DEADLINE_EXCEEDED);
+    }
     let first = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;
     if let Poll::Ready(result) = first {
         return result;

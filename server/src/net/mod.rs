@@ -8,7 +8,8 @@
 //! Invariants:
 //! 1. A listener is bound before the member starts; it accepts only once the server serves. Until
 //!    then clients wait in the kernel's queue, as with etcd.
-//! 2. At most [`Settings::connections_max`] connections are open; more wait in the kernel's queue.
+//! 2. At most [`Settings::connections_max`] connections are served; each listener holds back the next one
+//!    and leaves the others in the kernel's queue.
 //! 3. A connection costs others nothing: what it may hold (header bytes, streams, unread data) is
 //!    bounded by the settings, and silence before the first request ends after a while.
 //! 4. After [`Server::shutdown`] begins, no connection is accepted; the open ones are told to go

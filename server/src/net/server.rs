@@ -246,11 +246,14 @@ async fn accept_loop<A: App>(shared: Arc<Shared<A>>, bound: Bound) -> io::Result
         Socket::Unix(listener, _) => Listener::Unix(UnixListener::from_std(listener)?),
     };
     loop {
-        let Ok(slot) = shared.slots.clone().acquire_owned().await else {
-            return Ok(());
-        };
         match listener.accept().await {
-            Ok(stream) => hand_over(&shared, bound.role, stream, slot),
+            Ok(stream) => {
+                // The listener stops here while all slots are taken.
+                let Ok(slot) = shared.slots.clone().acquire_owned().await else {
+                    return Ok(());
+                };
+                hand_over(&shared, bound.role, stream, slot);
+            }
             Err(error) => {
                 tracing::warn!(%error, "failed to accept a connection");
                 tokio::time::sleep(ACCEPT_RETRY).await;

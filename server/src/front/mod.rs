@@ -3,6 +3,9 @@
 //! Over HTTP/1.1 everything is HTTP. Over HTTP/2 everything is gRPC, except that the paths of the HTTP
 //! endpoints are answered too when no gRPC content type is given.
 
+#[cfg(test)]
+mod tests;
+
 use crate::api::Api;
 use crate::api::health::Health;
 use crate::apply::Alarms;
