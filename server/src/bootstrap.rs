@@ -351,8 +351,11 @@ fn resume(
     let mut next = first_index;
     while next <= recovered.last_index {
         let some = log
-            .entries(next, recovered.last_index, READ_BYTES_MAX)
+            .entries(next, recovered.last_index + 1, READ_BYTES_MAX)
             .map_err(|e| e.to_string())?;
+        if some.is_empty() {
+            return Err(format!("the log holds no entry {next}, though it says so"));
+        }
         next += some.len() as u64;
         entries.extend(
             some.into_iter()

@@ -372,8 +372,12 @@ impl NodeLoop {
                     let outcome =
                         self.applier
                             .apply_conf_change(entry.index, entry.term, &entry.data);
-                    if let Some(outcome) = outcome.map_err(fatal)? {
-                        verdicts.push(self.verdict(entry, outcome.to_consensus)?);
+                    // One applied before a restart gets no second verdict: the configuration that
+                    // consensus booted with has it.
+                    let outcome = outcome.map_err(fatal)?;
+                    let execute = outcome.as_ref().is_some_and(|o| o.to_consensus);
+                    verdicts.push(self.verdict(entry, execute)?);
+                    if let Some(outcome) = outcome {
                         self.work.results.push((outcome.request_id, outcome.result));
                     }
                 }
@@ -403,8 +407,14 @@ impl NodeLoop {
         self.handle.completions.complete(&mut self.work.results);
         // From now on what is applied here is all there is, as long as nobody else can vote.
         let status = self.replica.status();
+        // A backlog from before the start may come out in several batches; until the last of them a
+        // read could miss what was acknowledged then.
+        let caught_up = self
+            .replica
+            .read_index_now()
+            .is_some_and(|committed| committed <= index);
         shared.reads_local.store(
-            status.is_sole_voter && status.role == consensus::Role::Leader,
+            status.is_sole_voter && status.role == consensus::Role::Leader && caught_up,
             Ordering::Release,
         );
         if published.view.compact_done() < published.view.compact_revision() {
