@@ -585,7 +585,7 @@ fn cases() -> u32 {
     std::env::var("QUORATE_ROUNDS")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(128)
+        .unwrap_or(40)
 }
 
 proptest! {

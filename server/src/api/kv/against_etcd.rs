@@ -120,6 +120,31 @@ fn relate(call: Call, revision: i64) -> Call {
     }
 }
 
+/// Whether the call asks etcd about a revision in which one transaction deleted and wrote a key. etcd
+/// takes the key for dead then: its HashKV may differ, and compacted there it loses the key and crashes
+/// on the next read of it.
+fn meets_a_reborn_key(call: &Call, view: &engine::View) -> bool {
+    let revision = match call {
+        Call::Compact(r) => r.revision,
+        Call::HashKv(_) => view.revision(),
+        _ => return false,
+    };
+    let mut deleted = std::collections::HashSet::new();
+    let mut reborn = false;
+    if (view.compact_revision().max(1)..=view.revision()).contains(&revision) {
+        let end = view.events(revision, 1, &mut |event| {
+            match event.kind() {
+                _ if event.revision().main != revision => {}
+                engine::EventKind::Delete => drop(deleted.insert(event.key().to_vec())),
+                engine::EventKind::Put => reborn |= deleted.contains(event.key()),
+            }
+            std::ops::ControlFlow::Continue(())
+        });
+        end.expect("reads");
+    }
+    reborn
+}
+
 fn anonymous(header: &mut Option<pb::ResponseHeader>) {
     if let Some(h) = header {
         *h = crate::apply::txn::header(h.revision);
@@ -259,6 +284,9 @@ fn every_answer_is_etcds() {
                 continue;
             }
             let call = relate(call, api.node.engine().view().revision());
+            if meets_a_reborn_key(&call, &api.node.engine().view()) {
+                continue;
+            }
             let expected = comparable(etcd.call(call.clone()).await);
             let got = comparable(ours(&api, call.clone()).await);
             assert_eq!(got, expected, "request {round} of seed {seed}: {call:#?}");

@@ -1128,6 +1128,21 @@ fn rule_5_2_and_5_3_what_a_compaction_leaves() {
     }
 }
 
+#[test]
+fn rule_5_2_a_key_deleted_and_written_in_one_revision_survives_its_compaction() {
+    // etcd 3.6.14 drops the new version here and crashes when it is read.
+    for physical in [false, true] {
+        let kv = kv();
+        kv.set("e", "old");
+        kv.run(vec![op(delete_of("a", "\0")), op(put_of("e", "new"))])
+            .unwrap();
+        kv.compact(3, physical).unwrap();
+        let e = kv.one("e").unwrap();
+        assert_eq!((text(&e.value), e.create_revision), ("new".into(), 3));
+        assert_eq!(kv.set("e", "newer"), 4);
+    }
+}
+
 // 7. Alarms.
 
 fn txn_with(ops: Vec<pb::RequestOp>, in_failure: bool) -> pb::TxnRequest {
