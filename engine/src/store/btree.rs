@@ -8,8 +8,10 @@
 
 use std::sync::Arc;
 
+use super::cells::Cells;
 use super::error::{Error, Result};
-use super::page::{Addr, Cells, Child, NO_CHILD, Node, StoredKey, common};
+use super::node::Node;
+use super::page::{Addr, Child, NO_CHILD, StoredKey, common};
 use super::pages::Pages;
 use super::space::Space;
 use super::types::{LIVE, RunRef};
@@ -281,7 +283,7 @@ impl Tree<'_> {
         {
             let live = node.page().live() + right.live;
             node.page_mut().set_live(live);
-            node.kids.insert(i + 1, Some(split.node));
+            node.add_kid(i + 1, split.node);
             None
         } else {
             let mut cells = Cells::of(node);
@@ -506,8 +508,8 @@ impl Tree<'_> {
         let long = (keyless < node.page().len())
             .then(|| node.page().long(keyless))
             .flatten();
+        node.drop_kid(i);
         node.page_mut().inner_remove(i);
-        node.kids.remove(i);
         if let (Some(run), true) = (long, free_key) {
             self.space.free_run(run);
         }
@@ -569,7 +571,7 @@ fn root_live(root: &Root) -> u64 {
 }
 
 fn take_child(node: &mut Node, i: usize) -> Kid {
-    match node.kids[i].take() {
+    match node.lift_kid(i) {
         Some(kid) => Kid::Mem(kid),
         None => Kid::Disk(node.page().child(i).addr),
     }
@@ -580,6 +582,6 @@ fn put_child(node: &mut Node, i: usize, child: Kid) {
     if let Kid::Mem(child) = child {
         let live = child.page().live();
         node.page_mut().set_child_live(i, live);
-        node.kids[i] = Some(child);
+        node.put_kid(i, child);
     }
 }

@@ -20,7 +20,8 @@ use bytes::Bytes;
 
 use super::error::Result;
 use super::lock;
-use super::page::{Addr, Node};
+use super::node::Node;
+use super::page::Addr;
 
 /// What the cache holds.
 #[derive(Clone)]

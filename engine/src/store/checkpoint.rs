@@ -29,7 +29,8 @@ use super::io::{AlignedBuf, is_no_space};
 use super::lock;
 use super::map::Map;
 use super::meta::{META_BYTES, Meta, RootAt, slot_offset};
-use super::page::{Addr, Node, PageMut, seal};
+use super::node::Node;
+use super::page::{Addr, PageMut, seal};
 use super::shared::{DurableState, JobDone, Shared};
 use super::snapshot::Snapshot;
 use super::space::Frozen;
@@ -292,8 +293,8 @@ impl<'a> Output<'a> {
         }
         let mut image = (!node.page().is_leaf()).then(|| node.buf.clone());
         if let Some(image) = &mut image {
-            for (i, kid) in node.kids.iter().enumerate() {
-                if let Some(kid) = kid {
+            for i in 0..node.page().len() {
+                if let Some(kid) = node.kid(i) {
                     let addr = self.write_node(kid)?;
                     PageMut(image).set_child_addr(i, addr);
                 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::btree::{Root, child_of};
 use super::error::Result;
-use super::page::Node;
+use super::node::Node;
 use super::pages::Pages;
 
 /// Stands on an entry or nowhere. After an error it stands nowhere.

@@ -32,6 +32,7 @@
 mod alloc;
 mod btree;
 mod cache;
+mod cells;
 mod check;
 mod checkpoint;
 mod cursor;
@@ -39,6 +40,7 @@ mod error;
 mod io;
 mod map;
 mod meta;
+mod node;
 mod open;
 mod page;
 mod pages;

@@ -18,10 +18,9 @@
 //! 2. Keys ascend strictly; two long keys with equal heads are ordered by their runs, which `check` cannot see.
 //! 3. `waste` is exactly what cells between `heap` and the end do not use; `live` is what the entries add up to.
 //! 4. An inline key has at most `key_inline_max` bytes, so two entries always fit a page, and any page that
-//!    overflows by one entry can be divided in two that fit (see `Cells::split_at`).
+//!    overflows by one entry can be divided in two that fit (see `cells`).
 
 use std::cmp::Ordering;
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -30,8 +29,8 @@ use super::types::{LIVE, RunRef, TreeId};
 
 pub(super) const HEADER: usize = 48;
 pub(super) const SLOT: usize = 8;
-const LEAF_CELL: usize = 3;
-const INNER_CELL: usize = 18;
+pub(super) const LEAF_CELL: usize = 3;
+pub(super) const INNER_CELL: usize = 18;
 const LONG: u16 = 0x8000;
 
 pub(super) const KIND_LEAF: u8 = 1;
@@ -106,14 +105,17 @@ pub(super) struct Child {
     pub live: u64,
 }
 
+#[inline]
 pub(super) fn get_u16(b: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([b[at], b[at + 1]])
 }
 
+#[inline]
 pub(super) fn get_u32(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }
 
+#[inline]
 pub(super) fn get_u48(b: &[u8], at: usize) -> u64 {
     u64::from_le_bytes([
         b[at],
@@ -127,6 +129,7 @@ pub(super) fn get_u48(b: &[u8], at: usize) -> u64 {
     ])
 }
 
+#[inline]
 pub(super) fn get_u64(b: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&b[at..at + 8]);
@@ -150,7 +153,8 @@ pub(super) fn put_u64(b: &mut [u8], at: usize, v: u64) {
     b[at..at + 8].copy_from_slice(&v.to_le_bytes());
 }
 
-fn head_of(key: &[u8]) -> u32 {
+#[inline]
+pub(super) fn head_of(key: &[u8]) -> u32 {
     match key {
         [a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]),
         _ => {
@@ -222,26 +226,32 @@ struct Slot {
 }
 
 impl<'a> Page<'a> {
+    #[inline]
     pub fn is_leaf(self) -> bool {
         self.0[4] == KIND_LEAF
     }
 
+    #[inline]
     pub fn level(self) -> u8 {
         self.0[5]
     }
 
+    #[inline]
     pub fn tree(self) -> u8 {
         self.0[6]
     }
 
+    #[inline]
     pub fn len(self) -> usize {
         get_u16(self.0, 24) as usize
     }
 
+    #[inline]
     fn heap(self) -> usize {
         get_u16(self.0, 26) as usize
     }
 
+    #[inline]
     fn prefix_len(self) -> usize {
         get_u16(self.0, 28) as usize
     }
@@ -251,15 +261,18 @@ impl<'a> Page<'a> {
     }
 
     /// Live entries in and below this page.
+    #[inline]
     pub fn live(self) -> u64 {
         get_u64(self.0, 32)
     }
 
     /// Slot of the last insertion, to recognise ascending inserts.
+    #[inline]
     pub fn hint(self) -> usize {
         get_u16(self.0, 40) as usize
     }
 
+    #[inline]
     pub fn prefix(self) -> &'a [u8] {
         &self.0[HEADER..HEADER + self.prefix_len()]
     }
@@ -273,6 +286,7 @@ impl<'a> Page<'a> {
         HEADER + self.prefix_len() + self.len() * SLOT
     }
 
+    #[inline]
     fn slot(self, i: usize) -> Slot {
         let at = HEADER + self.prefix_len() + i * SLOT;
         let word = get_u64(self.0, at);
@@ -285,6 +299,7 @@ impl<'a> Page<'a> {
         }
     }
 
+    #[inline]
     fn fixed(self) -> usize {
         if self.is_leaf() {
             LEAF_CELL
@@ -304,6 +319,7 @@ impl<'a> Page<'a> {
     }
 
     /// The key of slot `i` without the prefix; of a long key its head only.
+    #[inline]
     pub fn suffix(self, i: usize) -> &'a [u8] {
         let s = self.slot(i);
         let at = s.off + self.fixed();
@@ -322,16 +338,19 @@ impl<'a> Page<'a> {
         RunRef::from_bytes(&bytes)
     }
 
+    #[inline]
     pub fn flags(self, i: usize) -> u8 {
         self.0[self.slot(i).off + 2]
     }
 
+    #[inline]
     pub fn value(self, i: usize) -> &'a [u8] {
         let s = self.slot(i);
         let at = s.off + LEAF_CELL + s.klen + if s.long { RunRef::BYTES } else { 0 };
         &self.0[at..at + get_u16(self.0, s.off) as usize]
     }
 
+    #[inline]
     pub fn child(self, i: usize) -> Child {
         let off = self.slot(i).off;
         Child {
@@ -343,6 +362,7 @@ impl<'a> Page<'a> {
         }
     }
 
+    #[inline]
     pub fn child_live(self, i: usize) -> u64 {
         get_u48(self.0, self.slot(i).off + 12)
     }
@@ -386,6 +406,7 @@ impl<'a> Page<'a> {
     }
 
     /// Order of the key in slot `i` against prefix + `rest`.
+    #[inline]
     fn compare(self, i: usize, head: u32, rest: &[u8], keys: &dyn LongKeys) -> Result<Ordering> {
         let s = self.slot(i);
         if s.long {
@@ -612,7 +633,7 @@ impl PageMut<'_> {
         put_u64(self.0, 32, live);
     }
 
-    fn put_slot(&mut self, i: usize, off: usize, klen: usize, long: bool, head: u32) {
+    pub fn put_slot(&mut self, i: usize, off: usize, klen: usize, long: bool, head: u32) {
         let at = HEADER + self.view().prefix_len() + i * SLOT;
         put_u16(self.0, at, off as u16);
         put_u16(self.0, at + 2, klen as u16 | if long { LONG } else { 0 });
@@ -664,7 +685,7 @@ impl PageMut<'_> {
         put_u16(self.0, 40, i as u16);
     }
 
-    fn write_key(&mut self, at: usize, suffix: &[u8], long: Option<RunRef>) -> usize {
+    pub fn write_key(&mut self, at: usize, suffix: &[u8], long: Option<RunRef>) -> usize {
         self.0[at..at + suffix.len()].copy_from_slice(suffix);
         let end = at + suffix.len();
         match long {
@@ -810,344 +831,7 @@ impl PageMut<'_> {
     }
 }
 
-/// A page in memory. `kids` are the children that are in memory because no checkpoint has written them; it is empty
-/// for leaves and for pages read from disk. `addr` is set once, when the page is durable.
-pub(super) struct Node {
-    pub buf: Box<[u8]>,
-    pub kids: Vec<Option<Arc<Node>>>,
-    pub addr: OnceLock<Addr>,
-    /// Number of the publish that first showed this page; 0 for pages read from disk.
-    pub made: u64,
-}
-
-impl Node {
-    pub fn page(&self) -> Page<'_> {
-        Page(&self.buf)
-    }
-
-    pub fn page_mut(&mut self) -> PageMut<'_> {
-        PageMut(&mut self.buf)
-    }
-
-    pub fn kid(&self, i: usize) -> Option<&Arc<Node>> {
-        self.kids.get(i).and_then(Option::as_ref)
-    }
-
-    /// An unwritten copy to be changed, part of publish `made`.
-    pub fn copy(&self, made: u64) -> Node {
-        let kids = match (self.page().is_leaf(), self.kids.is_empty()) {
-            (true, _) => Vec::new(),
-            (false, true) => vec![None; self.page().len()],
-            (false, false) => self.kids.clone(),
-        };
-        Node {
-            buf: self.buf.clone(),
-            kids,
-            addr: OnceLock::new(),
-            made,
-        }
-    }
-
-    /// A durable page as read from disk or just written.
-    pub fn durable(buf: Box<[u8]>, addr: Addr) -> Node {
-        Node {
-            buf,
-            kids: Vec::new(),
-            addr: OnceLock::from(addr),
-            made: 0,
-        }
-    }
-}
-
-/// One entry of a page that is being rebuilt.
-struct Cell {
-    key: (usize, usize),
-    value: (usize, usize),
-    long: Option<RunRef>,
-    flags: u8,
-    child: Child,
-    kid: Option<Arc<Node>>,
-}
-
-/// The entries of one or two pages, taken apart to be put together anew: when a page overflows, underflows, or a key
-/// without its prefix arrives.
-pub(super) struct Cells {
-    bytes: Vec<u8>,
-    cells: Vec<Cell>,
-    leaf: bool,
-}
-
-impl Cells {
-    pub fn new(leaf: bool) -> Cells {
-        Cells {
-            bytes: Vec::new(),
-            cells: Vec::new(),
-            leaf,
-        }
-    }
-
-    pub fn of(node: &Node) -> Cells {
-        let mut cells = Cells::new(node.page().is_leaf());
-        cells.append(node);
-        cells
-    }
-
-    pub fn append(&mut self, node: &Node) {
-        let page = node.page();
-        for i in 0..page.len() {
-            let at = self.cells.len();
-            let start = self.bytes.len();
-            let first_child = i == 0 && !self.leaf;
-            if !first_child {
-                self.bytes.extend_from_slice(page.prefix());
-                self.bytes.extend_from_slice(page.suffix(i));
-            }
-            let mid = self.bytes.len();
-            let (flags, child) = if self.leaf {
-                self.bytes.extend_from_slice(page.value(i));
-                (page.flags(i), NO_CHILD)
-            } else {
-                (0, page.child(i))
-            };
-            let cell = Cell {
-                key: (start, mid),
-                value: (mid, self.bytes.len()),
-                long: page.long(i),
-                flags,
-                child,
-                kid: node.kid(i).cloned(),
-            };
-            self.cells.insert(at, cell);
-        }
-    }
-
-    fn push_bytes(&mut self, bytes: &[u8]) -> (usize, usize) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        (start, self.bytes.len())
-    }
-
-    pub fn insert_entry(&mut self, i: usize, key: StoredKey<'_>, flags: u8, value: &[u8]) {
-        let cell = Cell {
-            key: self.push_bytes(key.bytes),
-            value: self.push_bytes(value),
-            long: key.long,
-            flags,
-            child: NO_CHILD,
-            kid: None,
-        };
-        self.cells.insert(i, cell);
-    }
-
-    pub fn replace_entry(&mut self, i: usize, flags: u8, value: &[u8]) {
-        self.cells[i].value = self.push_bytes(value);
-        self.cells[i].flags = flags;
-    }
-
-    pub fn insert_child(
-        &mut self,
-        i: usize,
-        key: StoredKey<'_>,
-        child: Child,
-        kid: Option<Arc<Node>>,
-    ) {
-        let key_at = self.push_bytes(key.bytes);
-        let cell = Cell {
-            key: key_at,
-            value: (0, 0),
-            long: key.long,
-            flags: 0,
-            child,
-            kid,
-        };
-        self.cells.insert(i, cell);
-    }
-
-    /// Gives the child in slot `i` a key, as the first child of the right page gets one when two pages become one.
-    pub fn set_key(&mut self, i: usize, key: StoredKey<'_>) {
-        self.cells[i].key = self.push_bytes(key.bytes);
-        self.cells[i].long = key.long;
-    }
-
-    pub fn len(&self) -> usize {
-        self.cells.len()
-    }
-
-    /// Key of slot `i` as stored.
-    pub fn key(&self, i: usize) -> StoredKey<'_> {
-        let (from, to) = self.cells[i].key;
-        StoredKey {
-            bytes: &self.bytes[from..to],
-            long: self.cells[i].long,
-        }
-    }
-
-    fn value(&self, i: usize) -> &[u8] {
-        let (from, to) = self.cells[i].value;
-        &self.bytes[from..to]
-    }
-
-    /// First slot whose key counts.
-    fn keyed_from(&self, from: usize) -> usize {
-        if self.leaf { from } else { from + 1 }
-    }
-
-    fn prefix_of(&self, from: usize, to: usize) -> usize {
-        let first = self.keyed_from(from);
-        if to < first + 2 {
-            return 0;
-        }
-        common(self.key(first).bytes, self.key(to - 1).bytes)
-    }
-
-    /// Bytes that slots `from..to` take in a page of their own, prefix truncation aside.
-    fn plain(&self, i: usize, keyed: bool) -> usize {
-        let cell = &self.cells[i];
-        let key = if keyed {
-            cell.key.1 - cell.key.0
-                + if cell.long.is_some() {
-                    RunRef::BYTES
-                } else {
-                    0
-                }
-        } else {
-            0
-        };
-        let fixed = if self.leaf { LEAF_CELL } else { INNER_CELL };
-        SLOT + fixed + key + cell.value.1 - cell.value.0
-    }
-
-    fn truncated(plain: usize, prefix: usize, keyed: usize) -> usize {
-        plain + prefix - prefix * keyed
-    }
-
-    /// Bytes behind the header that all entries take in one page.
-    pub fn size(&self) -> usize {
-        self.size_of(0, self.len())
-    }
-
-    fn size_of(&self, from: usize, to: usize) -> usize {
-        let first = self.keyed_from(from);
-        let plain = (from..to).map(|i| self.plain(i, i >= first)).sum();
-        Self::truncated(plain, self.prefix_of(from, to), to.saturating_sub(first))
-    }
-
-    /// Where to divide so that both halves fit `capacity`: as even as can be, or, when `ascending`, with only the
-    /// last entry on the right. There is always such a place: either the keys keep the prefix they had, and then the
-    /// two halves of one page and one entry fit because no entry is larger than half a page; or the new key lacks the
-    /// prefix, and then it lies before or behind all others and can stand alone.
-    pub fn split_at(&self, capacity: usize, ascending: bool) -> Option<usize> {
-        let n = self.len();
-        if ascending && self.size_of(0, n - 1) <= capacity && self.size_of(n - 1, n) <= capacity {
-            return Some(n - 1);
-        }
-        let dropped = |i: usize| if self.leaf { 0 } else { self.key_bytes(i) };
-        let total: usize = (0..n).map(|i| self.plain(i, true)).sum();
-        let mut before = 0;
-        let mut best = None;
-        for i in 1..n {
-            before += self.plain(i - 1, true);
-            let keyed = |from: usize, to: usize| to - self.keyed_from(from).min(to);
-            let left = Self::truncated(before - dropped(0), self.prefix_of(0, i), keyed(0, i));
-            let right = Self::truncated(
-                total - before - dropped(i),
-                self.prefix_of(i, n),
-                keyed(i, n),
-            );
-            let worst = left.max(right);
-            if worst <= capacity && best.is_none_or(|(_, size)| worst < size) {
-                best = Some((i, worst));
-            }
-        }
-        best.map(|(i, _)| i)
-    }
-
-    fn key_bytes(&self, i: usize) -> usize {
-        let cell = &self.cells[i];
-        cell.key.1 - cell.key.0
-            + if cell.long.is_some() {
-                RunRef::BYTES
-            } else {
-                0
-            }
-    }
-
-    /// Builds a page of slots `from..to`, which fit.
-    pub fn build(
-        &self,
-        geo: &Geometry,
-        tree: u8,
-        level: u8,
-        from: usize,
-        to: usize,
-        made: u64,
-    ) -> Node {
-        let mut buf = vec![0; geo.page_bytes].into_boxed_slice();
-        let mut page = PageMut(&mut buf);
-        page.init(tree, level);
-        let first = self.keyed_from(from);
-        let prefix = self.prefix_of(from, to);
-        if prefix > 0 {
-            page.0[HEADER..HEADER + prefix].copy_from_slice(&self.key(first).bytes[..prefix]);
-            put_u16(page.0, 28, prefix as u16);
-        }
-        let mut heap = geo.page_bytes;
-        let mut live = 0;
-        put_u16(page.0, 24, (to - from) as u16);
-        for i in from..to {
-            let keyed = i >= first;
-            let key = if keyed {
-                self.key(i)
-            } else {
-                StoredKey {
-                    bytes: &[],
-                    long: None,
-                }
-            };
-            let suffix = if keyed { &key.bytes[prefix..] } else { &[][..] };
-            let cell = self.plain(i, keyed) - SLOT - if keyed { prefix } else { 0 };
-            heap -= cell;
-            page.put_slot(
-                i - from,
-                heap,
-                suffix.len(),
-                key.long.is_some(),
-                head_of(suffix),
-            );
-            if self.leaf {
-                let value = self.value(i);
-                put_u16(page.0, heap, value.len() as u16);
-                page.0[heap + 2] = self.cells[i].flags;
-                let at = page.write_key(heap + LEAF_CELL, suffix, key.long);
-                page.0[at..at + value.len()].copy_from_slice(value);
-                live += u64::from(self.cells[i].flags & LIVE);
-            } else {
-                page.write_key(heap + INNER_CELL, suffix, key.long);
-                page.set_child(i - from, self.cells[i].child);
-                live += self.cells[i].child.live;
-            }
-        }
-        put_u16(page.0, 26, heap as u16);
-        put_u16(page.0, 40, u16::MAX);
-        page.set_live(live);
-        let kids = if self.leaf {
-            Vec::new()
-        } else {
-            self.cells[from..to]
-                .iter()
-                .map(|cell| cell.kid.clone())
-                .collect()
-        };
-        Node {
-            buf,
-            kids,
-            addr: OnceLock::new(),
-            made,
-        }
-    }
-}
-
-/// Address of a child that is only in memory.
+/// A child without an address.
 pub(super) const NO_CHILD: Child = Child {
     addr: Addr { unit: 0, birth: 0 },
     live: 0,

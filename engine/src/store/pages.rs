@@ -9,7 +9,8 @@ use bytes::Bytes;
 use super::cache::{Cache, Frame};
 use super::error::{Error, Result};
 use super::io::{AlignedBuf, BufPool, PageFile};
-use super::page::{Addr, Geometry, LongKeys, Node, Page};
+use super::node::Node;
+use super::page::{Addr, Geometry, LongKeys, Page};
 use super::runs::{self, MemRun, RUN_BYTES_MAX, RUN_HEADER};
 use super::types::RunRef;
 

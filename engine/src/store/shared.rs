@@ -14,7 +14,7 @@ use super::error::{Error, Result};
 use super::lock;
 use super::map::Map;
 use super::meta::RootAt;
-use super::page::Node;
+use super::node::Node;
 use super::pages::Pages;
 use super::types::{Durable, FatalHook, StoreStats};
 

@@ -23,7 +23,8 @@ use super::alloc::Extent;
 use super::btree::{Kid, Root};
 use super::error::{Error, Result};
 use super::lock;
-use super::page::{Node, PageMut};
+use super::node::Node;
+use super::page::PageMut;
 use super::pages::Pages;
 use super::runs::{self, MemRun, RUN_BYTES_MAX};
 use super::shared::{JobDone, Shared};
@@ -109,12 +110,7 @@ impl Space {
         let mut buf = vec![0; self.pages().geo.page_bytes].into_boxed_slice();
         PageMut(&mut buf).init(tree, level);
         self.own_pages += 1;
-        Node {
-            buf,
-            kids: Vec::new(),
-            addr: Default::default(),
-            made: self.made,
-        }
+        Node::unwritten(buf, self.made)
     }
 
     /// Counts a page that was built elsewhere with the current number.
@@ -363,23 +359,24 @@ impl Space {
         let Ok(node) = self.own(kid, tree, level) else {
             return;
         };
-        for i in 0..node.kids.len() {
-            let Some(child) = node.kids[i].take() else {
+        for i in 0..node.page().len() {
+            let Some(child) = node.lift_kid(i) else {
                 continue;
             };
             let mut child = Kid::Mem(child);
             self.release(&mut child, tree, level - 1, released);
             match child {
-                Kid::Mem(child) => node.kids[i] = Some(child),
-                Kid::Disk(addr) => node.page_mut().set_child_addr(i, addr),
+                Kid::Mem(child) => node.put_kid(i, child),
+                Kid::Disk(addr) => {
+                    node.drop_kid(i);
+                    node.page_mut().set_child_addr(i, addr);
+                }
             }
         }
     }
 
     fn holds_durable(node: &Node) -> bool {
-        node.kids
-            .iter()
-            .flatten()
+        node.kids()
             .any(|kid| kid.addr.get().is_some() || Self::holds_durable(kid))
     }
 }

@@ -59,7 +59,7 @@ fn a_scan_of_ten_caches_stays_within_the_limit() {
     assert!(held.iter().all(|root| root.upgrade().is_none()));
 }
 
-fn memory_of(snapshot: &Snapshot) -> &Arc<super::super::page::Node> {
+fn memory_of(snapshot: &Snapshot) -> &Arc<super::super::node::Node> {
     match &snapshot.root(TreeId::K).kid {
         Some(super::super::btree::Kid::Mem(node)) => node,
         _ => panic!("a state that was just changed has its root in memory"),
@@ -105,13 +105,8 @@ fn written_pages_are_reached_by_address() {
     store.check(&mut no_runs).unwrap();
 }
 
-fn in_memory(node: &super::super::page::Node) -> usize {
-    1 + node
-        .kids
-        .iter()
-        .flatten()
-        .map(|kid| in_memory(kid))
-        .sum::<usize>()
+fn in_memory(node: &super::super::node::Node) -> usize {
+    1 + node.kids().map(|kid| in_memory(kid)).sum::<usize>()
 }
 
 /// Hot pages survive a scan of everything.
