@@ -8,6 +8,7 @@
 //! 2. `hard_state.commit ≤ last_index`: a commit is recorded only behind what it commits.
 //! 3. Nothing at or below `commit` is ever replaced; a snapshot mark is not below `commit`, and a
 //!    trim mark not above `commit + 1`. So what is trimmed is never written again.
+//! 4. `first_index` never goes back.
 
 use crate::format::batch::Record;
 use crate::types::HardState;
@@ -65,6 +66,9 @@ impl State {
             }
             Record::Snapshot { index, .. } if index < self.hard_state.commit => {
                 Err("a snapshot mark lies below the commit index")
+            }
+            Record::Snapshot { index, .. } if index + 1 < self.first_index => {
+                Err("a snapshot mark lies below the start of the log")
             }
             Record::Trim { keep_from }
                 if keep_from < self.first_index || keep_from > self.hard_state.commit + 1 =>

@@ -3,9 +3,10 @@
 //! Two ways of doing it. The *ring* hands the write to the kernel and returns; its end is noticed
 //! at the next poll or wait. *Inline* has no second thread to run on: the write waits in the
 //! slot and is done by the thread that polls or waits for it. A helper thread would overlap the
-//! write with other work of the owner, but adds two thread switches to every flush. Measured on
-//! two cores: 300-byte appends by one writer took 1.2 times as long with a helper, while an owner
-//! that has nothing to do but wait gains nothing from it; so there is none.
+//! write with other work of the owner, but adds two thread switches to every flush: 3,000 writes of
+//! one block, alternating on a busy machine of two cores, took at the tenth percentile 85 µs bare,
+//! 79 µs inline through the log, 84 µs with the ring through the log, and 102 µs through a helper
+//! thread. The owner has little to overlap, so there is no helper.
 
 pub(crate) mod uring;
 

@@ -302,7 +302,9 @@ impl Harness {
                 self.trim(keep);
             }
             93 => {
-                let index = hs.commit + rng.gen_range(0..20);
+                // Not below an earlier mark, though the commit index may still be.
+                let lowest = hs.commit.max(self.log().first_index() - 1);
+                let index = lowest + rng.gen_range(0..20);
                 if index > 0 {
                     self.snapshot_mark(index, hs.term.max(1));
                 }

@@ -311,6 +311,19 @@ fn a_snapshot_mark_voids_everything_and_lets_segments_go() {
 }
 
 #[test]
+fn a_snapshot_mark_does_not_go_back() {
+    let mut h = open(16 * KIB);
+    assert!(h.snapshot_mark(66, 1));
+    assert!(matches!(
+        h.log().snapshot_mark(64, 1),
+        Err(AppendError::Invalid(_))
+    ));
+    assert!(h.snapshot_mark(66, 1));
+    h.sync();
+    h.open().unwrap();
+}
+
+#[test]
 fn idling_seals_once() {
     let mut h = open(64 * KIB);
     h.log().idle();
