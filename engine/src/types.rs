@@ -341,6 +341,8 @@ pub struct Stats {
     pub cache_bytes: u64,
     /// Number of the newest durable checkpoint.
     pub checkpoint: u64,
+    /// The last attempt to grow the file failed for want of disk space.
+    pub no_space: bool,
     /// Live keys in the newest view.
     pub keys: u64,
     /// Events kept in the newest view.

@@ -62,6 +62,8 @@ pub struct Stats {
     pub ready_segments: usize,
     /// Gathered behind the flush in flight.
     pub gathered_bytes: usize,
+    /// The last attempt to prepare a segment found the disk full.
+    pub disk_full: bool,
 }
 
 /// The background: a thread, or steps taken inside the owner's calls.
@@ -852,6 +854,7 @@ impl Log {
             segments: self.segments.len(),
             ready_segments: self.pool.ready(),
             gathered_bytes: self.queue.bytes(),
+            disk_full: self.pool.is_full(),
             ..self.stats
         }
     }

@@ -109,6 +109,11 @@ impl<F> Pool<F> {
         self.lock().more_than(count)
     }
 
+    /// Whether the background last found the disk full.
+    pub fn is_full(&self) -> bool {
+        self.lock().full
+    }
+
     /// Has the background try again, though the disk was full.
     pub fn try_again(&self) {
         self.lock().full = false;

@@ -146,6 +146,7 @@ impl Engine {
             cache_misses: store.cache_misses,
             cache_bytes: store.cache_bytes,
             checkpoint: self.shared.store.durable().checkpoint,
+            no_space: store.no_space,
             keys: view.count(&crate::KeyRange::all(), 0).unwrap_or(0),
             events: meta.next_seq - history.first_seq().unwrap_or(meta.next_seq),
         }
@@ -157,6 +158,12 @@ impl Engine {
             .store
             .wait_durable(checkpoint)
             .map_err(Error::from)
+    }
+
+    /// What became of a checkpoint: `None` while it is under way. Never waits.
+    pub fn checkpoint_outcome(&self, checkpoint: u64) -> Option<Result<()>> {
+        let outcome = self.shared.store.outcome(checkpoint)?;
+        Some(outcome.map_err(Error::from))
     }
 
     /// The last log entry in the newest durable checkpoint.

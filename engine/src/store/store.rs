@@ -10,7 +10,7 @@ use super::btree::{Root, Tree};
 use super::checkpoint::{self, Job};
 use super::cursor::Cursor;
 use super::error::{Error, Result};
-use super::shared::Shared;
+use super::shared::{DurableState, Shared};
 use super::snapshot::Snapshot;
 use super::space::Space;
 use super::types::{
@@ -35,21 +35,35 @@ impl Store {
         self.shared.durable()
     }
 
+    /// What became of checkpoint `number`: durable, or why it failed or never will be. `None` while it is
+    /// under way.
+    pub fn outcome(&self, number: u64) -> Option<Result<()>> {
+        self.outcome_of(&lock(&self.shared.durable), number)
+    }
+
+    fn outcome_of(&self, durable: &DurableState, number: u64) -> Option<Result<()>> {
+        if durable.checkpoint >= number {
+            return Some(Ok(()));
+        }
+        if let Err(error) = self.shared.check_poison() {
+            return Some(Err(error));
+        }
+        if durable.failed >= number {
+            return Some(Err(Error::NoSpace {
+                file: self.shared.path().to_path_buf(),
+            }));
+        }
+        lock(&self.shared.jobs)
+            .closing
+            .then_some(Err(Error::Closed))
+    }
+
     /// Waits until checkpoint `number` or a later one is durable. An error when it failed or never will be.
     pub fn wait_durable(&self, number: u64) -> Result<()> {
         let mut durable = lock(&self.shared.durable);
         loop {
-            if durable.checkpoint >= number {
-                return Ok(());
-            }
-            self.shared.check_poison()?;
-            if durable.failed >= number {
-                return Err(Error::NoSpace {
-                    file: self.shared.path().to_path_buf(),
-                });
-            }
-            if lock(&self.shared.jobs).closing {
-                return Err(Error::Closed);
+            if let Some(outcome) = self.outcome_of(&durable, number) {
+                return outcome;
             }
             durable = self
                 .shared

@@ -3,7 +3,7 @@
 use super::completions::Completions;
 use super::mailbox::{Mailbox, Refused};
 use super::{Identity, Node, NodeStatus};
-use crate::apply::Reply;
+use crate::apply::{Reply, cost};
 use crate::limits::Limits;
 use crate::status::{Code, Status, errors};
 use bytes::Bytes;
@@ -40,6 +40,8 @@ pub struct Shared {
     pub(super) is_learner: AtomicBool,
     /// This member leads and is the only voter: what it has applied is all there is.
     pub(super) reads_local: AtomicBool,
+    /// The disk is so full that nothing that takes space may enter the log.
+    pub(super) space_low: AtomicBool,
     pub(super) leader_changes: AtomicU64,
     pub(super) proposals_failed: AtomicU64,
 }
@@ -115,6 +117,13 @@ impl NodeHandle {
     }
 }
 
+/// Whether a request makes the store grow; what frees space must pass even on a full disk.
+fn takes_space(request: &pb::InternalRaftRequest) -> bool {
+    request.put.is_some()
+        || request.lease_grant.is_some()
+        || request.txn.as_ref().is_some_and(|t| cost::txn(t) > 0)
+}
+
 impl Node for NodeHandle {
     async fn propose(&self, mut request: pb::InternalRaftRequest) -> Result<Reply, Status> {
         let inner = &*self.inner;
@@ -125,6 +134,9 @@ impl Node for NodeHandle {
             .saturating_sub(inner.shared.applied.load(Ordering::Relaxed));
         if behind > inner.limits.unapplied_entries_max {
             return Err(errors::TOO_MANY_REQUESTS);
+        }
+        if inner.shared.space_low.load(Ordering::Relaxed) && takes_space(&request) {
+            return Err(errors::NO_SPACE);
         }
         let (id, result) = inner.completions.register()?;
         request

@@ -27,6 +27,8 @@ use crate::status::{Status, errors};
 use crate::watch::Feed;
 use bytes::Bytes;
 use consensus::{ConfChange, EntryKind, Replica, Verdict, Wire};
+use prost::Message;
+use quorate_proto::etcdserverpb as pb;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -36,6 +38,13 @@ use tokio::sync::oneshot;
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 /// How often a running checkpoint or job is looked at when nothing else wakes the loop.
 const JOB_POLL: Duration = Duration::from_millis(2);
+/// How often the free space is looked at.
+const SPACE_INTERVAL: Duration = Duration::from_millis(100);
+/// Wait after a checkpoint that found no room.
+const CHECKPOINT_RETRY: Duration = Duration::from_millis(500);
+/// Tries to free log segments before the member gives up, and the wait after each.
+const RECLAIM_TRIES: usize = 10;
+const RECLAIM_PAUSE: Duration = Duration::from_millis(200);
 /// How often calls that wait too long are looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
 /// Dirty bytes, in units of the checkpoint threshold, beyond which proposals wait for the checkpoint.
@@ -119,6 +128,9 @@ pub struct NodeLoop {
 struct Work {
     next_tick: Instant,
     next_expire: Instant,
+    next_space: Instant,
+    /// No checkpoint before this: the last one found no room.
+    retry_at: Instant,
     /// The checkpoint being written: its number, and how far compaction was done in it.
     checkpoint: Option<(u64, i64)>,
     last_checkpoint: Instant,
@@ -144,6 +156,8 @@ impl Work {
         Work {
             next_tick: now,
             next_expire: now + EXPIRE_INTERVAL,
+            next_space: now,
+            retry_at: now,
             checkpoint: None,
             last_checkpoint: now,
             checkpoint_applied: applied,
@@ -226,6 +240,7 @@ impl NodeLoop {
                 self.propose(&mut proposals);
             }
             self.tick();
+            self.watch_space();
             self.rounds()?;
             self.background()?;
         }
@@ -348,10 +363,19 @@ impl NodeLoop {
             vote: h.vote,
             commit: h.commit,
         });
-        if task.has_writes() {
-            self.log.append(&entries, hard_state).map_err(fatal)?;
-            self.log.sync();
+        if !task.has_writes() {
+            return Ok(());
         }
+        let mut appended = self.log.append(&entries, hard_state);
+        for _ in 0..RECLAIM_TRIES {
+            if !matches!(appended, Err(raftlog::AppendError::NoSpace)) {
+                break;
+            }
+            self.reclaim_log()?;
+            appended = self.log.append(&entries, hard_state);
+        }
+        appended.map_err(|e| fatal(format!("the log takes no more: {e}")))?;
+        self.log.sync();
         Ok(())
     }
 
@@ -482,15 +506,92 @@ impl NodeLoop {
         Ok(())
     }
 
+    /// Notices a disk that fills, in the log's directory or the store's: raises the alarm, lets nothing
+    /// in that takes space, and makes checkpoints so that log segments come free.
+    fn watch_space(&mut self) {
+        let now = Instant::now();
+        if now < self.work.next_space {
+            return;
+        }
+        let low = self.log.stats().disk_full || self.handle.engine.stats().no_space;
+        let was = self.handle.shared.space_low.swap(low, Ordering::AcqRel);
+        if low {
+            self.work.checkpoint_wanted = true;
+        }
+        if low && !was {
+            tracing::warn!("the disk is full: raising NOSPACE and refusing what takes space");
+            self.raise_no_space();
+        }
+        self.work.next_space = now + SPACE_INTERVAL;
+    }
+
+    fn raise_no_space(&mut self) {
+        let request = pb::InternalRaftRequest {
+            header: Some(pb::RequestHeader::default()),
+            alarm: Some(pb::AlarmRequest {
+                action: pb::alarm_request::AlarmAction::Activate as i32,
+                member_id: self.handle.identity.member_id,
+                alarm: pb::AlarmType::Nospace as i32,
+            }),
+            ..Default::default()
+        };
+        self.propose(&mut vec![Bytes::from(request.encode_to_vec())]);
+    }
+
+    /// Frees log segments when the disk has no room for new ones: with two checkpoints made, nothing
+    /// before the last entry applied is needed any more. Waits for the disk; nothing else can go on.
+    fn reclaim_log(&mut self) -> Result<(), Fatal> {
+        self.work.next_space = Instant::now();
+        for _ in 0..2 {
+            if let Some((number, _)) = self.work.checkpoint.take() {
+                self.await_checkpoint(number)?;
+            }
+            let applied = self.applier.applied();
+            self.publish(applied.index, applied.term)?;
+            if let Some(number) = self.start_now()? {
+                self.await_checkpoint(number)?;
+            }
+        }
+        self.trim_to(self.handle.engine.previous_durable_applied().index);
+        // The log's background hands the segments back in its own time.
+        std::thread::sleep(RECLAIM_PAUSE);
+        Ok(())
+    }
+
+    /// Waits for a checkpoint; one that found no room is no failure.
+    fn await_checkpoint(&self, number: u64) -> Result<(), Fatal> {
+        match self.handle.engine.wait_durable(number) {
+            Ok(()) | Err(engine::Error::NoSpace) => Ok(()),
+            Err(error) => Err(fatal(error)),
+        }
+    }
+
+    /// Starts a checkpoint of the last published state; `None` when one runs or there is no room.
+    fn start_now(&mut self) -> Result<Option<u64>, Fatal> {
+        match self.applier.writer().checkpoint() {
+            Ok(started) => Ok(started),
+            Err(engine::Error::NoSpace) => Ok(None),
+            Err(error) => Err(fatal(error)),
+        }
+    }
+
     /// Looks whether the running checkpoint is durable and does what waited for it.
     fn finish_checkpoint(&mut self) -> Result<(), Fatal> {
         let Some((number, done)) = self.work.checkpoint else {
             return Ok(());
         };
-        if self.handle.engine.stats().checkpoint < number {
-            return Ok(());
+        match self.handle.engine.checkpoint_outcome(number) {
+            None => return Ok(()),
+            Some(Ok(())) => self.work.checkpoint = None,
+            Some(Err(engine::Error::NoSpace)) => {
+                tracing::warn!("a checkpoint found no room on the disk; it will be tried again");
+                self.work.checkpoint = None;
+                self.work.next_space = Instant::now();
+                self.work.retry_at = Instant::now() + CHECKPOINT_RETRY;
+                return Ok(());
+            }
+            Some(Err(error)) => return Err(fatal(error)),
         }
-        self.work.checkpoint = None;
         for (revision, waiter) in std::mem::take(&mut self.work.compacted) {
             if revision <= done {
                 let _ = waiter.send(Ok(()));
@@ -519,6 +620,10 @@ impl NodeLoop {
             .previous_durable_applied()
             .index
             .min(self.log.last_index().saturating_sub(self.catchup_entries));
+        self.trim_to(keep_from);
+    }
+
+    fn trim_to(&mut self, keep_from: u64) {
         if keep_from > self.work.trimmed_to {
             self.log.trim(keep_from);
             self.replica.trimmed(keep_from);
@@ -527,7 +632,10 @@ impl NodeLoop {
     }
 
     fn start_checkpoint(&mut self) -> Result<(), Fatal> {
-        if self.work.checkpoint.is_some() || self.work.compacting {
+        if self.work.checkpoint.is_some()
+            || self.work.compacting
+            || Instant::now() < self.work.retry_at
+        {
             return Ok(());
         }
         let changed = self.applier.applied().index > self.work.checkpoint_applied;
@@ -541,7 +649,7 @@ impl NodeLoop {
             self.applier.writer().shrink();
         }
         let done = self.handle.engine.view().compact_done();
-        let started = self.applier.writer().checkpoint().map_err(fatal)?;
+        let started = self.start_now()?;
         self.work.checkpoint = started.map(|number| (number, done));
         if started.is_some() {
             self.work.checkpoint_wanted = false;
@@ -552,7 +660,7 @@ impl NodeLoop {
         if let Some(number) = started
             && self.applier.writer().dirty_bytes() > DIRTY_FACTOR_MAX * self.dirty_bytes_max
         {
-            self.handle.engine.wait_durable(number).map_err(fatal)?;
+            self.await_checkpoint(number)?;
         }
         Ok(())
     }
@@ -560,12 +668,11 @@ impl NodeLoop {
     /// Leaves a state that opens without replay.
     fn last_checkpoint(&mut self) -> Result<(), Fatal> {
         self.log.sync();
-        if let Some((number, _)) = self.work.checkpoint {
-            self.handle.engine.wait_durable(number).map_err(fatal)?;
+        if let Some((number, _)) = self.work.checkpoint.take() {
+            self.await_checkpoint(number)?;
         }
-        let number = self.applier.writer().checkpoint().map_err(fatal)?;
-        if let Some(number) = number {
-            self.handle.engine.wait_durable(number).map_err(fatal)?;
+        if let Some(number) = self.start_now()? {
+            self.await_checkpoint(number)?;
         }
         Ok(())
     }
