@@ -62,7 +62,9 @@ pub async fn run(args: CompareArgs) -> Result<(), AnyError> {
             ratios.push((kind, shape, ours, theirs));
         }
     }
-    println!("\n| workload | shape | etcd CPU / ours | ours req/s / etcd | etcd p50 / ours | etcd p99 / ours |");
+    println!(
+        "\n| workload | shape | etcd CPU / ours | ours req/s / etcd | etcd p50 / ours | etcd p99 / ours |"
+    );
     println!("|---|---|---|---|---|---|");
     for (kind, shape, ours, theirs) in ratios {
         let cpu = match (theirs.cpu_us, ours.cpu_us) {

@@ -68,12 +68,14 @@ pub struct Measured {
 }
 
 async fn connect(target: &Target) -> Result<Channel, AnyError> {
-    Ok(Endpoint::from_shared(format!("http://{}", target.endpoint))?
-        .tcp_nodelay(true)
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
-        .connect()
-        .await?)
+    Ok(
+        Endpoint::from_shared(format!("http://{}", target.endpoint))?
+            .tcp_nodelay(true)
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(16 << 20)
+            .connect()
+            .await?,
+    )
 }
 
 /// Writes the key space.

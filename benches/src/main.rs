@@ -99,7 +99,11 @@ pub struct CompareArgs {
     )]
     workload: Vec<Kind>,
     /// Shapes: connections x calls in flight on each.
-    #[arg(long, value_delimiter = ',', default_value = "1x1,10x1,10x10,10x100,1000x1")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1x1,10x1,10x10,10x100,1000x1"
+    )]
     shapes: Vec<driver::Shape>,
     /// Rounds per server; medians are reported.
     #[arg(long, default_value_t = 3)]

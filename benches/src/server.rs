@@ -42,7 +42,9 @@ pub async fn start(
         .arg(format!("--listen-client-urls=http://127.0.0.1:{client}"))
         .arg(format!("--advertise-client-urls=http://127.0.0.1:{client}"))
         .arg(format!("--listen-peer-urls=http://127.0.0.1:{peer}"))
-        .arg(format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"))
+        .arg(format!(
+            "--initial-advertise-peer-urls=http://127.0.0.1:{peer}"
+        ))
         .arg(format!("--initial-cluster={name}=http://127.0.0.1:{peer}"))
         .arg("--quota-backend-bytes=8589934592")
         .args(extra)
@@ -60,7 +62,11 @@ pub async fn start(
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(status) = server.child.try_wait()? {
-            return Err(format!("{name} ended at start: {status}; see its log in {}", dir.display()).into());
+            return Err(format!(
+                "{name} ended at start: {status}; see its log in {}",
+                dir.display()
+            )
+            .into());
         }
         if healthy(&server.target.endpoint).await {
             return Ok(server);

@@ -140,7 +140,12 @@ impl Caller {
             response.header.map_or(0, |h| h.revision)
         } else {
             // The first update of a key learns its revision from the failure branch.
-            match response.responses.into_iter().next().and_then(|r| r.response) {
+            match response
+                .responses
+                .into_iter()
+                .next()
+                .and_then(|r| r.response)
+            {
                 Some(pb::response_op::Response::ResponseRange(range)) => {
                     range.kvs.first().map_or(0, |kv| kv.mod_revision)
                 }
@@ -154,7 +159,11 @@ impl Caller {
         let first = self.rng.gen_range(0..=self.key_space.saturating_sub(keys));
         let request = pb::RangeRequest {
             key: key(first),
-            range_end: if keys == 1 { Bytes::new() } else { key(first + keys) },
+            range_end: if keys == 1 {
+                Bytes::new()
+            } else {
+                key(first + keys)
+            },
             serializable,
             ..Default::default()
         };

@@ -848,6 +848,12 @@ impl Log {
         self.queue.entry_bytes_max()
     }
 
+    /// Has the background look for room again, after space was freed elsewhere. Returns at once;
+    /// [`Stats::disk_full`] is false until the next attempt has failed.
+    pub fn retry_space(&self) {
+        self.pool.try_again();
+    }
+
     pub fn stats(&self) -> Stats {
         Stats {
             prepared_bytes: self.filled_bytes.load(Ordering::Relaxed),

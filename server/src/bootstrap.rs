@@ -143,6 +143,7 @@ pub fn open(config: &Config, limits: &Limits, hook: Arc<dyn LeaseHook>) -> Resul
     let (engine, writer) = engine::Engine::open(engine::Options {
         cache_bytes: config.cache_bytes,
         dirty_bytes_max: DIRTY_BYTES_MAX,
+        reserve_bytes: RESERVE_BYTES,
         backend: match config.wal_backend {
             WalBackend::Auto => engine::IoBackend::Auto,
             WalBackend::Uring => engine::IoBackend::Uring,
@@ -237,7 +238,13 @@ pub fn open(config: &Config, limits: &Limits, hook: Arc<dyn LeaseHook>) -> Resul
 }
 
 /// Changed bytes at which a checkpoint begins.
-pub const DIRTY_BYTES_MAX: u64 = 64 << 20;
+pub const DIRTY_BYTES_MAX: u64 = 48 << 20;
+
+/// Space the tree file keeps ready. Half of it is there whenever the disk is not reported full, and what
+/// is changed in memory never exceeds that half (the node waits for the checkpoint first): so a
+/// checkpoint of everything that was let in always fits, and deletes can be made on a full disk.
+const RESERVE_BYTES: u64 = 128 << 20;
+const _: () = assert!(DIRTY_BYTES_MAX * crate::node::DIRTY_PERCENT_MAX / 100 <= RESERVE_BYTES / 2);
 
 /// Different for every start.
 fn boot_nonce() -> u64 {

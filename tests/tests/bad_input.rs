@@ -91,7 +91,11 @@ async fn start_on(data: &Path) -> Start {
     let result = loop {
         if let Some(status) = child.try_wait().unwrap() {
             let text = std::fs::read_to_string(log.path()).unwrap();
-            assert_eq!(status.code(), Some(1), "not an orderly refusal: {status}\n{text}");
+            assert_eq!(
+                status.code(),
+                Some(1),
+                "not an orderly refusal: {status}\n{text}"
+            );
             assert!(!text.contains("panicked"), "{text}");
             break Start::Refused(text);
         }
@@ -177,7 +181,10 @@ async fn damaged_files_are_refused_by_name_or_harmless() {
                 served += 1;
             }
             Start::Refused(text) => {
-                assert!(text.contains(&name), "{name}: {what}: does not name it:\n{text}");
+                assert!(
+                    text.contains(&name),
+                    "{name}: {what}: does not name it:\n{text}"
+                );
                 refused += 1;
             }
         }
@@ -232,7 +239,9 @@ async fn rule_9_1_oversized_requests_are_refused() {
         .unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted);
     assert!(
-        error.message().starts_with("grpc: received message larger than max (")
+        error
+            .message()
+            .starts_with("grpc: received message larger than max (")
             && error.message().ends_with("vs. 2097152)"),
         "{error}"
     );
@@ -244,7 +253,14 @@ async fn rule_9_1_oversized_requests_are_refused() {
 async fn unknown_paths_and_methods_get_etcds_answers() {
     let server = Server::start(&quorate(), &[]).await;
     let address = address(&server);
-    for path in ["/", "/v2/keys", "/v3alpha/kv/range", "/nothing", "/%ff", "/health/x"] {
+    for path in [
+        "/",
+        "/v2/keys",
+        "/v3alpha/kv/range",
+        "/nothing",
+        "/%ff",
+        "/health/x",
+    ] {
         let answer = get(&address, path);
         assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
     }
@@ -290,7 +306,10 @@ fn idle_connection_load() {
     let Ok(target) = std::env::var("QUORATE_IDLE_TARGET") else {
         return;
     };
-    let count: usize = std::env::var("QUORATE_IDLE_COUNT").unwrap().parse().unwrap();
+    let count: usize = std::env::var("QUORATE_IDLE_COUNT")
+        .unwrap()
+        .parse()
+        .unwrap();
     raise_soft_limit();
     let settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
     let mut held = Vec::with_capacity(count);
@@ -327,7 +346,12 @@ fn raise_soft_limit() {
 fn resident_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        * 1024
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -174,7 +174,12 @@ async fn rounds_on(backend: &str) {
         let mut tasks = Vec::new();
         for writer in 0..WRITERS {
             let client = Client::new(server.connect().await);
-            tasks.push(tokio::spawn(write(client, ledger.clone(), writer, round * 100 + writer)));
+            tasks.push(tokio::spawn(write(
+                client,
+                ledger.clone(),
+                writer,
+                round * 100 + writer,
+            )));
         }
         let client = Client::new(server.connect().await);
         tasks.push(tokio::spawn(churn(client.clone(), ledger.clone(), round)));
@@ -190,7 +195,10 @@ async fn rounds_on(backend: &str) {
         if let Err(error) = follower.await
             && let Ok(message) = error.try_into_panic()
         {
-            let text = message.downcast_ref::<String>().cloned().unwrap_or_default();
+            let text = message
+                .downcast_ref::<String>()
+                .cloned()
+                .unwrap_or_default();
             assert!(!text.contains("gap or a duplicate"), "{text}");
         }
         check_files(&server.data_dir());
@@ -199,7 +207,10 @@ async fn rounds_on(backend: &str) {
         verify(&client, &ledger).await;
         println!("{backend} round {round}: {before} revisions acknowledged before the kill");
     }
-    assert!(ledger.revision.load(Ordering::Acquire) > 100, "there was no load");
+    assert!(
+        ledger.revision.load(Ordering::Acquire) > 100,
+        "there was no load"
+    );
 
     // The last watcher sees everything up to the end, without gap.
     ledger.stop.store(false, Ordering::Release);
@@ -214,7 +225,11 @@ async fn rounds_on(backend: &str) {
 
     let status = server.terminate().await;
     use std::os::unix::process::ExitStatusExt;
-    assert_eq!(status.signal(), Some(15), "ends by the signal that stopped it");
+    assert_eq!(
+        status.signal(),
+        Some(15),
+        "ends by the signal that stopped it"
+    );
     check_files(&server.data_dir());
 }
 

@@ -39,7 +39,10 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily: the server's files may still be closing.
-        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.dir.path())
+            .status();
     }
 }
 
@@ -51,7 +54,7 @@ fn data_flag(disk: &SmallDisk) -> PathBuf {
 /// same files start again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_7_3_a_full_disk_raises_the_alarm_and_the_way_back_needs_no_restart() {
-    let Some(disk) = SmallDisk::mount(420) else {
+    let Some(disk) = SmallDisk::mount(560) else {
         assert!(
             std::env::var_os("QUORATE_REQUIRE_PEERS").is_none(),
             "the gate must be able to mount a small file system"
@@ -97,7 +100,12 @@ async fn rule_7_3_a_full_disk_raises_the_alarm_and_the_way_back_needs_no_restart
 
     // Reads and deletes go on.
     let all = client::span("fill/", "fill0");
-    let counted = client.range(pb::RangeRequest { count_only: true, ..all.clone() }).await;
+    let counted = client
+        .range(pb::RangeRequest {
+            count_only: true,
+            ..all.clone()
+        })
+        .await;
     assert_eq!(counted.count, written as i64);
     assert_eq!(client.get("fill/00000").await.unwrap().value.len(), 1 << 20);
     let deleted = client
@@ -126,6 +134,11 @@ async fn rule_7_3_a_full_disk_raises_the_alarm_and_the_way_back_needs_no_restart
     server.restart().await;
     let client = Client::new(server.connect().await);
     assert_eq!(client.get("again/19").await.unwrap().value.len(), 1 << 20);
-    let left = client.range(pb::RangeRequest { count_only: true, ..all }).await;
+    let left = client
+        .range(pb::RangeRequest {
+            count_only: true,
+            ..all
+        })
+        .await;
     assert_eq!(left.count, written as i64 - 100.min(written as i64));
 }

@@ -13,7 +13,9 @@ fn root() -> PathBuf {
 }
 
 fn files(dir: &Path, extension: &str, out: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         let name = entry.file_name();
@@ -80,7 +82,10 @@ fn crates_point_one_way() {
         ("server/proto", &[]),
         ("server/raft-proto", &["protobuf"]),
         ("server/protobuf", &[]),
-        ("server", &["consensus", "engine", "quorate-proto", "raftlog"]),
+        (
+            "server",
+            &["consensus", "engine", "quorate-proto", "raftlog"],
+        ),
     ]);
     for (dir, allowed) in allowed {
         let named = dependencies(&format!("{dir}/Cargo.toml"), "dependencies");
@@ -91,7 +96,10 @@ fn crates_point_one_way() {
     for dir in ["engine", "raftlog", "server/consensus"] {
         let named = dependencies(&format!("{dir}/Cargo.toml"), "dependencies");
         for runtime in ["tokio", "hyper", "tonic", "prost"] {
-            assert!(!named.contains(runtime), "{dir} must not depend on {runtime}");
+            assert!(
+                !named.contains(runtime),
+                "{dir} must not depend on {runtime}"
+            );
         }
     }
 }
@@ -99,8 +107,13 @@ fn crates_point_one_way() {
 #[test]
 fn every_dependency_has_its_reason() {
     let page = fs::read_to_string(root().join("docs/dependencies.md")).expect("the page");
-    let first_cells = page.lines().filter_map(|l| l.strip_prefix('|')?.split('|').next());
-    let explained: BTreeSet<&str> = first_cells.flat_map(|c| c.split(',')).map(str::trim).collect();
+    let first_cells = page
+        .lines()
+        .filter_map(|l| l.strip_prefix('|')?.split('|').next());
+    let explained: BTreeSet<&str> = first_cells
+        .flat_map(|c| c.split(','))
+        .map(str::trim)
+        .collect();
     let mut manifests = Vec::new();
     files(&root(), "Cargo.toml", &mut manifests);
     for manifest in manifests.iter().map(|m| relative(m)) {
@@ -124,8 +137,16 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn the_consensus_crate_is_pure() {
     let banned = [
-        "std::fs", "std::net", "std::thread", "Instant::now", "SystemTime", "Mutex", "thread_rng",
-        "println!", "HashMap", "HashSet",
+        "std::fs",
+        "std::net",
+        "std::thread",
+        "Instant::now",
+        "SystemTime",
+        "Mutex",
+        "thread_rng",
+        "println!",
+        "HashMap",
+        "HashSet",
     ];
     for (name, text) in rust_files() {
         if !name.starts_with("server/consensus/src/") || name.contains("test") {
@@ -143,14 +164,46 @@ fn the_consensus_crate_is_pure() {
 fn server_modules_point_one_way() {
     let never: [(&str, &[&str]); 6] = [
         ("api", &["net", "grpc", "http", "member", "bootstrap"]),
-        ("apply", &["net", "grpc", "http", "member", "bootstrap", "api", "watch", "config"]),
+        (
+            "apply",
+            &[
+                "net",
+                "grpc",
+                "http",
+                "member",
+                "bootstrap",
+                "api",
+                "watch",
+                "config",
+            ],
+        ),
         ("watch", &["net", "grpc", "http", "member", "bootstrap"]),
-        ("lease", &["net", "grpc", "http", "member", "bootstrap", "api"]),
-        ("node", &["net", "grpc", "http", "member", "bootstrap", "api"]),
-        ("config", &["net", "grpc", "http", "member", "bootstrap", "api", "apply", "node"]),
+        (
+            "lease",
+            &["net", "grpc", "http", "member", "bootstrap", "api"],
+        ),
+        (
+            "node",
+            &["net", "grpc", "http", "member", "bootstrap", "api"],
+        ),
+        (
+            "config",
+            &[
+                "net",
+                "grpc",
+                "http",
+                "member",
+                "bootstrap",
+                "api",
+                "apply",
+                "node",
+            ],
+        ),
     ];
     for (name, text) in rust_files() {
-        let Some(rest) = name.strip_prefix("server/src/") else { continue };
+        let Some(rest) = name.strip_prefix("server/src/") else {
+            continue;
+        };
         let module = rest.split(['/', '.']).next().unwrap_or_default();
         if name.contains("test") {
             continue;
@@ -159,7 +212,10 @@ fn server_modules_point_one_way() {
             for to in *forbidden {
                 let edge = format!("crate::{to}::");
                 let found = code(&text).find(|l| l.contains(&edge));
-                assert!(found.is_none(), "{from} must not name {to}: {name}: {found:?}");
+                assert!(
+                    found.is_none(),
+                    "{from} must not name {to}: {name}: {found:?}"
+                );
             }
         }
     }
@@ -170,7 +226,10 @@ fn every_module_says_what_it_is() {
     for (name, text) in rust_files() {
         let is_test = name.ends_with("tests.rs") || name.contains("/tests/");
         if !is_test || name.starts_with("tests/tests/") {
-            assert!(text.starts_with("//!"), "{name} does not open with what it is and why");
+            assert!(
+                text.starts_with("//!"),
+                "{name} does not open with what it is and why"
+            );
         }
     }
 }

@@ -60,4 +60,3 @@ pub mod v3electionpb {
 pub mod health {
     tonic_include!("grpc.health.v1");
 }
-

@@ -6,7 +6,7 @@ pub mod mailbox;
 pub mod run;
 
 pub use handle::NodeHandle;
-pub use run::{Fatal, NodeLoop, Parts, to_log};
+pub use run::{DIRTY_PERCENT_MAX, Fatal, NodeLoop, Parts, to_log};
 
 use crate::apply::Reply;
 use crate::status::Status;

@@ -40,6 +40,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 const JOB_POLL: Duration = Duration::from_millis(2);
 /// How often the free space is looked at.
 const SPACE_INTERVAL: Duration = Duration::from_millis(100);
+/// How long after a defragmentation the space is taken to have come free.
+const SPACE_RECHECK: Duration = Duration::from_secs(2);
 /// Wait after a checkpoint that found no room.
 const CHECKPOINT_RETRY: Duration = Duration::from_millis(500);
 /// Tries to free log segments before the member gives up, and the wait after each.
@@ -47,8 +49,8 @@ const RECLAIM_TRIES: usize = 10;
 const RECLAIM_PAUSE: Duration = Duration::from_millis(200);
 /// How often calls that wait too long are looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
-/// Dirty bytes, in units of the checkpoint threshold, beyond which proposals wait for the checkpoint.
-const DIRTY_FACTOR_MAX: u64 = 4;
+/// Dirty bytes, in percent of the checkpoint threshold, beyond which proposals wait for the checkpoint.
+pub const DIRTY_PERCENT_MAX: u64 = 125;
 
 type Waiter = oneshot::Sender<Result<(), Status>>;
 
@@ -483,7 +485,21 @@ impl NodeLoop {
         self.compact_slice()?;
         self.finish_checkpoint()?;
         self.start_checkpoint()?;
-        Ok(())
+        self.bound_dirty()
+    }
+
+    /// Memory and the room a checkpoint needs are bounded by waiting here, with the mailbox as the queue
+    /// that then fills.
+    fn bound_dirty(&mut self) -> Result<(), Fatal> {
+        let limit = self.dirty_bytes_max * DIRTY_PERCENT_MAX / 100;
+        if self.applier.writer().dirty_bytes() <= limit {
+            return Ok(());
+        }
+        if let Some((number, _)) = self.work.checkpoint {
+            self.await_checkpoint(number)?;
+            self.finish_checkpoint()?;
+        }
+        self.start_checkpoint()
     }
 
     fn compact_slice(&mut self) -> Result<(), Fatal> {
@@ -604,6 +620,10 @@ impl NodeLoop {
             if job.checkpoints_left == 0
                 && let Some(job) = self.work.defragment.take()
             {
+                // Space has come free: what was refused for want of it may be tried at once.
+                self.log.retry_space();
+                self.handle.shared.space_low.store(false, Ordering::Release);
+                self.work.next_space = Instant::now() + SPACE_RECHECK;
                 for waiter in job.waiters {
                     let _ = waiter.send(Ok(()));
                 }
@@ -655,12 +675,6 @@ impl NodeLoop {
             self.work.checkpoint_wanted = false;
             self.work.last_checkpoint = Instant::now();
             self.work.checkpoint_applied = self.applier.applied().index;
-        }
-        // Memory is bounded by waiting here, with the mailbox as the queue that then fills.
-        if let Some(number) = started
-            && self.applier.writer().dirty_bytes() > DIRTY_FACTOR_MAX * self.dirty_bytes_max
-        {
-            self.await_checkpoint(number)?;
         }
         Ok(())
     }
