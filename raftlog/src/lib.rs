@@ -51,7 +51,7 @@ mod state;
 mod sync;
 mod types;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use error::{AppendError, OpenError, ReadError, Refusal};

@@ -7,6 +7,9 @@
 //! 3. Whoever waits is woken by every change that could end the wait: a segment becoming staged or
 //!    free, the disk being found full, a failure, the end.
 
+#[cfg(all(test, loom))]
+mod loom;
+
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -226,22 +229,21 @@ impl<F> Pool<F> {
         self.changed.notify_all();
     }
 
-    /// Sleeps until something changes, at most for `limit`; returns at once if someone waits for a
-    /// segment and `unless_urgent`.
+    /// Sleeps until something changes, at most for `limit`. Returns at once at the end, if segments
+    /// were retired, and with `unless_urgent` if someone waits for a segment.
     #[cfg(not(loom))]
     pub fn rest(&self, limit: Duration, unless_urgent: bool) {
         let state = self.lock();
-        if state.stop || (unless_urgent && state.urgent) {
-            return;
+        if !state.must_not_rest(unless_urgent) {
+            drop(self.changed.wait_timeout(state, limit));
         }
-        drop(self.changed.wait_timeout(state, limit));
     }
 
     /// Under loom there is no time: one wait for one change.
     #[cfg(loom)]
-    pub fn rest(&self, _limit: Duration, _unless_urgent: bool) {
+    pub fn rest(&self, _limit: Duration, unless_urgent: bool) {
         let state = self.lock();
-        if !state.stop && !state.urgent {
+        if !state.must_not_rest(unless_urgent) {
             drop(self.changed.wait(state));
         }
     }
@@ -261,6 +263,10 @@ impl<F> Pool<F> {
 }
 
 impl<F> State<F> {
+    fn must_not_rest(&self, unless_urgent: bool) -> bool {
+        self.stop || !self.retired.is_empty() || (unless_urgent && self.urgent)
+    }
+
     fn more_than(&mut self, count: usize) -> Option<Result<(), NoSegment>> {
         let answer = if self.ready() > count {
             Some(Ok(()))
