@@ -211,7 +211,9 @@ fn server_modules_point_one_way() {
         for (from, forbidden) in never.iter().filter(|(from, _)| *from == module) {
             for to in *forbidden {
                 let edge = format!("crate::{to}::");
-                let found = code(&text).find(|l| l.contains(&edge));
+                // Which thread a call runs on is the one thing handlers may ask the network.
+                let asks_thread = |l: &&str| l.contains("net::current_thread_index");
+                let found = code(&text).find(|l| l.contains(&edge) && !asks_thread(l));
                 assert!(
                     found.is_none(),
                     "{from} must not name {to}: {name}: {found:?}"
@@ -258,8 +260,11 @@ fn unsafe_code_stays_in_its_leaves() {
     let leaves = [
         "engine/src/store/io/",
         "engine/src/events/append_buf.rs",
-        "engine/src/hash/combine.rs",
-        "raftlog/src/backend/",
+        "raftlog/src/disk/",
+        "raftlog/src/flush/",
+        "raftlog/src/buffer.rs",
+        "server/src/net/",
+        "server/src/metrics/process.rs",
         "benches/src/procfs.rs",
         "tests/",
     ];
