@@ -10,7 +10,7 @@
 //!
 //! `depth` counts the changes of this key since its K entry appeared, across deletes and
 //! re-creations. Anchor `l` (from 1) is the revision of the change at depth
-//! `depth - depth % 4^l`. They let a read at an old revision jump: from any change the oldest
+//! `depth - depth % 4^l`; there are at most 12. They let a read at an old revision jump: from any change the oldest
 //! anchor newer than the wanted revision, else one step back, so a key with a million changes
 //! costs some forty steps instead of a million.
 //!
@@ -34,8 +34,8 @@ pub(crate) const RUN: u8 = 2;
 const RUN_REF_BYTES: usize = 24;
 /// log4 of the fan-out of the anchor levels.
 const LEVEL_BITS: u32 = 2;
-/// Levels never exceed what a 63-bit depth can have.
-const LEVELS_MAX: usize = 32;
+/// Enough for steps of 16 million changes; beyond that a walk takes several of those.
+const LEVELS_MAX: usize = 12;
 
 /// Where the bytes of a value are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ fn levels(depth: u64) -> usize {
     if depth == 0 {
         return 0;
     }
-    ((63 - depth.leading_zeros()) / LEVEL_BITS) as usize
+    LEVELS_MAX.min(((63 - depth.leading_zeros()) / LEVEL_BITS) as usize)
 }
 
 impl Anchors {

@@ -231,7 +231,7 @@ impl<'a, S: Source> History<'a, S> {
 }
 
 impl OldVersion {
-    fn new(rev: Revision, live: &Live<'_>, home: Option<&Bytes>) -> OldVersion {
+    pub(crate) fn new(rev: Revision, live: &Live<'_>, home: Option<&Bytes>) -> OldVersion {
         OldVersion {
             rev,
             create: live.create,

@@ -56,22 +56,25 @@ impl<'a, S: Source> Reader<'a, S> {
 
     pub(crate) fn get(&self, key: &[u8], at: i64) -> Result<Option<KeyValue>> {
         let at = self.resolve(at)?;
-        let Some(entry) = self.src.get(TreeId::K, key)? else {
+        let found = self.src.get_with(TreeId::K, key, |flags, value| {
+            if at.is_none() && flags & LIVE == 0 {
+                return Ok(None);
+            }
+            let record = decode_record(flags, value)?;
+            self.pick(key, &record, at, &mut ChunkCache::default())
+                .map(|picked| picked.detach(record.rev))
+        })?;
+        let Some(version) = found.transpose()?.flatten() else {
             return Ok(None);
         };
-        let record = decode_record(entry.flags, &entry.value)?;
-        match self.pick(key, &record, at, &mut ChunkCache::default())? {
-            Picked::Nothing => Ok(None),
-            Picked::Newest(live) => self.key_value(key, record.rev.main, &live).map(Some),
-            Picked::Older(old) => Ok(Some(KeyValue {
-                key: Bytes::copy_from_slice(key),
-                create_revision: old.create,
-                mod_revision: old.rev.main,
-                version: old.version,
-                lease: old.lease,
-                value: self.load(old.value)?,
-            })),
-        }
+        Ok(Some(KeyValue {
+            key: Bytes::copy_from_slice(key),
+            create_revision: version.create,
+            mod_revision: version.rev.main,
+            version: version.version,
+            lease: version.lease,
+            value: self.load(version.value)?,
+        }))
     }
 
     /// The version of a K entry that is valid at `at`.
@@ -93,22 +96,11 @@ impl<'a, S: Source> Reader<'a, S> {
         }
     }
 
-    fn load(&self, value: OwnedValue) -> Result<Bytes> {
+    pub(crate) fn load(&self, value: OwnedValue) -> Result<Bytes> {
         match value {
             OwnedValue::Bytes(bytes) => Ok(bytes),
             OwnedValue::Run(run) => self.src.read_run(run),
         }
-    }
-
-    pub(crate) fn key_value(&self, key: &[u8], main: i64, live: &Live<'_>) -> Result<KeyValue> {
-        Ok(KeyValue {
-            key: Bytes::copy_from_slice(key),
-            value: self.load(live.value.to_owned_in(None))?,
-            create_revision: live.create,
-            mod_revision: main,
-            version: live.version,
-            lease: live.lease,
-        })
     }
 
     pub(crate) fn visit(
@@ -179,11 +171,11 @@ impl<'a, S: Source> Reader<'a, S> {
         values: Values,
         f: &mut KvVisitor<'_>,
     ) -> Result<()> {
-        if let Some(entry) = self.src.get(TreeId::K, key)? {
+        let shown = self.src.get_with(TreeId::K, key, |flags, value| {
             let mut cache = ChunkCache::default();
-            let _ = self.show(key, entry.flags, &entry.value, at, values, &mut cache, f)?;
-        }
-        Ok(())
+            self.show(key, flags, value, at, values, &mut cache, f)
+        })?;
+        shown.transpose().map(|_| ())
     }
 
     /// Hands one K entry, as it was at `at`, to `f`.
@@ -347,4 +339,15 @@ enum Picked<'r> {
     Nothing,
     Newest(Live<'r>),
     Older(OldVersion),
+}
+
+impl Picked<'_> {
+    /// Copies what lies in K, where it is at `rev`.
+    fn detach(self, rev: Revision) -> Option<OldVersion> {
+        match self {
+            Picked::Nothing => None,
+            Picked::Newest(live) => Some(OldVersion::new(rev, &live, None)),
+            Picked::Older(old) => Some(old),
+        }
+    }
 }

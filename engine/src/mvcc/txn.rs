@@ -5,8 +5,9 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::events::chunk::Prev;
-use crate::record::{Anchors, Live, Record, ValueRef, decode_record, encode_record};
-use crate::source::{Entry, LIVE, RunKind, TreeId};
+use crate::events::scan::OldVersion;
+use crate::record::{Anchors, Live, ValueRef, decode_record, encode_record};
+use crate::source::{LIVE, RunKind, TreeId};
 use crate::types::{Error, Event, EventKind, KeyRange, KeyValue, KvVisitor, Result, Revision};
 
 use super::Writer;
@@ -112,9 +113,8 @@ impl<'w> Txn<'w> {
     }
 
     fn put_inner(&mut self, key: Bytes, value: Bytes, lease: i64) -> Result<Option<KeyValue>> {
-        let old = self.writer.store.get(TreeId::K, &key)?;
-        let old = old.as_ref().map(decode).transpose()?;
-        let (create, version) = match old.and_then(|old| old.live) {
+        let old = self.old(&key)?;
+        let (create, version) = match old.as_ref().and_then(|old| old.live.as_ref()) {
             Some(live) => (live.create, live.version + 1),
             None => (self.main, 1),
         };
@@ -124,7 +124,7 @@ impl<'w> Txn<'w> {
             lease,
             value: &value,
         };
-        let prev = self.change(&key, old.as_ref(), Some(&new), true)?;
+        let prev = self.change(&key, old, Some(&new), true)?;
         let pending = &mut self.writer.pending;
         if !pending.overflow {
             pending.push(Event {
@@ -206,10 +206,9 @@ impl<'w> Txn<'w> {
     }
 
     fn delete_one(&mut self, key: Bytes, want_prev: bool) -> Result<Option<KeyValue>> {
-        let old = self.writer.store.get(TreeId::K, &key)?;
-        let old = old.as_ref().map(decode).transpose()?;
+        let old = self.old(&key)?;
         let want_event = !self.writer.pending.overflow;
-        let prev = self.change(&key, old.as_ref(), None, want_prev || want_event)?;
+        let prev = self.change(&key, old, None, want_prev || want_event)?;
         if want_event {
             self.writer.pending.push(Event {
                 kind: EventKind::Delete,
@@ -228,56 +227,81 @@ impl<'w> Txn<'w> {
         Ok(prev)
     }
 
+    /// The place of the next change.
+    fn next_rev(&self) -> Revision {
+        Revision {
+            main: self.main,
+            sub: self.sub,
+        }
+    }
+
+    /// What K holds for a key.
+    fn old(&self, key: &[u8]) -> Result<Option<Old>> {
+        let rev = self.next_rev();
+        let found = self.writer.store.get_with(TreeId::K, key, |flags, value| {
+            let record = decode_record(flags, value)?;
+            Ok(Old {
+                rev: record.rev,
+                next: Anchors::after(&record, rev)?,
+                live: record
+                    .live
+                    .map(|live| OldVersion::new(record.rev, &live, None)),
+            })
+        })?;
+        found.transpose()
+    }
+
     /// Records one change of one key in K, E, L and the rolling hash.
     fn change(
         &mut self,
         key: &Bytes,
-        old: Option<&Record<'_>>,
+        old: Option<Old>,
         new: Option<&NewVersion<'_>>,
         want_prev: bool,
     ) -> Result<Option<KeyValue>> {
-        let rev = Revision {
-            main: self.main,
-            sub: self.sub,
-        };
+        let rev = self.next_rev();
         let writer = &mut *self.writer;
-        let anchors = match old {
-            Some(old) => Anchors::after(old, rev)?,
-            None => Anchors::first(),
-        };
-        let prev = match old {
+        let first = Anchors::first();
+        let anchors = old.as_ref().map_or(&first, |old| &old.next);
+        let prev = match &old {
             None => Prev::None,
-            Some(Record { rev, live, .. }) => match live {
-                Some(live) => Prev::Live(*rev, *live),
+            Some(Old { rev, live, .. }) => match live {
+                Some(live) => Prev::Live(*rev, live.live()),
                 None => Prev::Tombstone(*rev),
             },
         };
-        let prev_kv = match prev {
-            Prev::Live(rev, live) if want_prev => {
-                let mut kv = writer.reader(None).key_value(key, rev.main, &live)?;
-                kv.key = key.clone();
-                Some(kv)
-            }
-            _ => None,
-        };
         let live = match new {
-            Some(new) => Some(writer.place(rev, key, &anchors, new)?),
+            Some(new) => Some(writer.place(rev, key, anchors, new)?),
             None => None,
         };
         writer.scratch.clear();
-        let flags = encode_record(rev, &anchors, live.as_ref(), &mut writer.scratch);
+        let flags = encode_record(rev, anchors, live.as_ref(), &mut writer.scratch);
         writer
             .store
             .insert(TreeId::K, key, flags, &writer.scratch)?;
         writer
             .log
-            .append(&mut writer.store, rev, key, &anchors, live.as_ref(), &prev)?;
-        let old_lease = old.and_then(|old| old.live).map_or(0, |live| live.lease);
-        writer.attach(key, old_lease, new.map_or(0, |new| new.lease))?;
+            .append(&mut writer.store, rev, key, anchors, live.as_ref(), &prev)?;
+        let was = old.and_then(|old| old.live);
+        writer.attach(
+            key,
+            was.as_ref().map_or(0, |was| was.lease),
+            new.map_or(0, |new| new.lease),
+        )?;
         let hashed = new.map(|new| (new.version, new.lease, &new.value[..]));
         writer.meta.rolling = crate::hash::rolling::change(writer.meta.rolling, rev, key, hashed);
         self.sub += 1;
-        Ok(prev_kv)
+        match was {
+            Some(was) if want_prev => Ok(Some(KeyValue {
+                key: key.clone(),
+                value: writer.reader(None).load(was.value)?,
+                create_revision: was.create,
+                mod_revision: was.rev.main,
+                version: was.version,
+                lease: was.lease,
+            })),
+            _ => Ok(None),
+        }
     }
 
     /// Runs a change; its failure marks the transaction failed.
@@ -306,6 +330,15 @@ impl Drop for Txn<'_> {
             self.writer.broken = true;
         }
     }
+}
+
+/// What K held for a key before a change.
+struct Old {
+    rev: Revision,
+    /// Of the change to come.
+    next: Anchors,
+    /// None: a tombstone.
+    live: Option<OldVersion>,
 }
 
 /// What a put gives a key, revision aside.
@@ -360,8 +393,4 @@ impl Writer {
         }
         Ok(())
     }
-}
-
-fn decode(entry: &Entry) -> Result<Record<'_>> {
-    decode_record(entry.flags, &entry.value)
 }
