@@ -114,10 +114,7 @@ fn direct_works(file: &File, create: bool) -> bool {
         let written = file.write_all_at(&buf[..512], 512).is_ok();
         return written && file.set_len(0).is_ok();
     }
-    match file.read_at(&mut buf[..512], 512) {
-        Ok(_) => true,
-        Err(_) => false,
-    }
+    file.read_at(&mut buf[..512], 512).is_ok()
 }
 
 impl PageFile for SyncFile {
