@@ -293,6 +293,7 @@ pub fn rev(header: &Option<pb::ResponseHeader>) -> i64 {
 
 /// The responses of a bidirectional stream. A server need not answer, not even with headers, before it
 /// has got a request; so the call is made in the background.
+#[allow(clippy::large_enum_variant)] // one per open stream of a test
 enum Responses<T> {
     Opening(JoinHandle<Result<tonic::Response<Streaming<T>>, Status>>),
     Open(Streaming<T>),
