@@ -289,3 +289,154 @@ impl Alloc {
         self.taken.contains(unit)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    fn units(extent: Extent) -> impl Iterator<Item = u64> {
+        extent.unit..extent.unit + u64::from(extent.units)
+    }
+
+    /// Random takes, drops, checkpoints and pins against plain sets: never a unit twice, never one that a durable
+    /// checkpoint or a pinned state reaches, always the lowest gap, and everything comes back in the end.
+    #[test]
+    fn random_histories_agree_with_sets() {
+        for seed in 0..40 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut alloc = Alloc::new(10, &Bitmap::default(), 0, None);
+            // Units in use by the working state; by each durable checkpoint; by pinned states, with their number.
+            let mut working: Vec<Extent> = Vec::new();
+            let mut dropped: Vec<Extent> = Vec::new();
+            let (mut newest, mut older) = (BTreeSet::new(), BTreeSet::new());
+            let mut pins: Vec<(u64, BTreeSet<u64>)> = Vec::new();
+            let (mut checkpoint, mut publish) = (0, 0);
+            for _ in 0..400 {
+                match rng.gen_range(0..10) {
+                    0..=4 => {
+                        let wanted = [1, 2, 2, 2, 3, 9, 20, 40][rng.gen_range(0..8)];
+                        let extent = alloc.take(wanted);
+                        let pinned =
+                            |unit: &u64| pins.iter().any(|(_, units)| units.contains(unit));
+                        let mut free = units(extent);
+                        assert!(free.all(|unit| unit >= 10
+                            && !newest.contains(&unit)
+                            && !older.contains(&unit)
+                            && !pinned(&unit)));
+                        assert!(working.iter().all(|other| {
+                            units(*other).all(|unit| !units(extent).any(|u| u == unit))
+                        }));
+                        for start in 10..extent.unit {
+                            assert!(
+                                (start..start + u64::from(wanted)).any(|unit| alloc.is_taken(unit)),
+                                "{start} was free"
+                            );
+                        }
+                        working.push(extent);
+                    }
+                    5..=6 if !working.is_empty() => {
+                        let extent = working.swap_remove(rng.gen_range(0..working.len()));
+                        let reached = units(extent).any(|unit| newest.contains(&unit));
+                        match reached || pins.iter().any(|(_, set)| set.contains(&extent.unit)) {
+                            true => dropped.push(extent),
+                            false => alloc.give_back(extent),
+                        }
+                    }
+                    7 => {
+                        publish += 1;
+                        let set = working.iter().flat_map(|extent| units(*extent)).collect();
+                        pins.push((publish, set));
+                        if pins.len() > 3 {
+                            pins.remove(rng.gen_range(0..3));
+                        }
+                    }
+                    _ => {
+                        publish += 1;
+                        checkpoint += 1;
+                        older = std::mem::replace(
+                            &mut newest,
+                            working.iter().flat_map(|extent| units(*extent)).collect(),
+                        );
+                        alloc.drop_later(checkpoint, publish, std::mem::take(&mut dropped));
+                        let oldest = pins.iter().map(|(number, _)| *number).min();
+                        alloc.reclaim(checkpoint, oldest);
+                    }
+                }
+            }
+            pins.clear();
+            for extent in working.drain(..) {
+                dropped.push(extent);
+            }
+            for _ in 0..2 {
+                checkpoint += 1;
+                publish += 1;
+                alloc.drop_later(checkpoint, publish, std::mem::take(&mut dropped));
+                alloc.reclaim(checkpoint, None);
+            }
+            assert_eq!(
+                (
+                    alloc.high_water(),
+                    alloc.taken_units(),
+                    alloc.pending_units()
+                ),
+                (10, 10, 0)
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_older_checkpoint_reaches_waits_for_the_next() {
+        let (mut newest, mut older) = (Bitmap::default(), Bitmap::default());
+        newest.insert(Extent { unit: 20, units: 4 });
+        older.insert(Extent { unit: 18, units: 4 });
+        let mut alloc = Alloc::new(10, &newest, 7, Some(&older));
+        assert_eq!(alloc.take(8).unit, 10);
+        assert_eq!(alloc.take(2).unit, 24);
+        assert_eq!(alloc.pending_units(), 2);
+        assert_eq!(alloc.reclaim(7, None), []);
+        assert_eq!(alloc.reclaim(8, None).len(), 2);
+        assert_eq!(alloc.take(2).unit, 18);
+    }
+
+    #[test]
+    fn bytes_and_back() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut set = Bitmap::default();
+        for _ in 0..200 {
+            let unit = rng.gen_range(0..5000);
+            set.insert(Extent {
+                unit,
+                units: rng.gen_range(1..40),
+            });
+            set.remove(Extent {
+                unit: rng.gen_range(0..5200),
+                units: rng.gen_range(1..40),
+            });
+        }
+        let mut copy = Bitmap::default();
+        for page in (0..700).step_by(58).rev() {
+            let mut bytes = [0; 58];
+            set.copy_bytes(page, &mut bytes);
+            copy.merge_bytes(page, &bytes);
+        }
+        assert_eq!(copy.first_difference(&set), None);
+        assert_eq!(copy.ones(), set.ones());
+        assert_eq!(
+            set.extents()
+                .map(|extent| u64::from(extent.units))
+                .sum::<u64>(),
+            set.ones()
+        );
+        let first = set.extents().next().unwrap();
+        copy.remove(Extent {
+            unit: first.unit,
+            units: 1,
+        });
+        assert_eq!(copy.first_difference(&set), Some(first.unit));
+    }
+}

@@ -82,15 +82,6 @@ impl<'a> Cursor<'a> {
         self.descend_to(key, Way::Down)
     }
 
-    /// Moves to the first entry of all.
-    pub fn seek_first(&mut self) -> Result<bool> {
-        self.reset();
-        match self.root.node(self.pages, self.tree)? {
-            Some(node) if !self.dead(&node) => self.descend_edge(node, Way::Up),
-            _ => Ok(false),
-        }
-    }
-
     /// Moves to the last entry of all.
     pub fn seek_last(&mut self) -> Result<bool> {
         self.reset();

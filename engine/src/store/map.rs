@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use super::alloc::{Alloc, Bitmap, Extent};
+use super::alloc::{Bitmap, Extent};
 use super::meta::MapIndexAt;
 use super::page::{
     Addr, Geometry, HEADER, KIND_MAP, KIND_MAP_INDEX, check_identity, get_u64, put_u64, seal,

@@ -18,16 +18,14 @@
 //! ```text
 //! Store        open(StoreOptions) -> (Store, StoreWriter, Recovered)   durable()  wait_durable(n)  on_durable(f)  stats()  check(f)
 //! Snapshot     get(tree, key)  get_with(tree, key, |flags, value| ..)  cursor(tree) -> Cursor<'_>
-//!              count(tree, start, end)  read_run(run)  store()  seq()
-//! Cursor       skip_dead(bool)  seek(key)  seek_first()  seek_last()  seek_before(key)  next()  prev() -> Result<bool>
+//!              count(tree, start, end)  read_run(run)  store()  publish()  check(f)
+//! Cursor       skip_dead(bool)  seek(key)  seek_last()  seek_before(key)  next()  prev() -> Result<bool>
 //!              valid()  key() -> &[u8]  flags()  value() -> &[u8]
 //! StoreWriter  get  get_with  cursor  count  read_run   (working state)
 //!              insert(tree, key, flags, value) -> Option<previous flags>   remove(tree, key) -> bool
 //!              write_run(kind, owner_key, owner, bytes) -> RunRef   free_run(run)
 //!              publish() -> Snapshot   checkpoint(user_meta) -> n   checkpoint_running()   dirty_bytes()   request_shrink()
 //! ```
-
-#![allow(dead_code, unused_imports)]
 
 mod alloc;
 mod btree;
@@ -54,15 +52,11 @@ mod store;
 mod tests;
 mod types;
 
-pub use check::{CheckReport, RunVisitor};
 pub use cursor::Cursor;
 pub use error::{Error, Result};
 pub use snapshot::Snapshot;
 pub use store::{Store, StoreWriter};
-pub use types::{
-    Durable, Entry, FatalHook, IoBackend, LIVE, Recovered, RunKind, RunRef, StoreOptions,
-    StoreStats, TreeId, USER_META_MAX,
-};
+pub use types::{Entry, FatalHook, IoBackend, LIVE, RunKind, RunRef, StoreOptions, TreeId};
 
 /// Takes a lock. A panic elsewhere while it was held changes nothing here: the data behind every lock of the store is
 /// whole at every point where code that holds it can panic.

@@ -83,16 +83,6 @@ impl Store {
         self.shared.stats()
     }
 
-    /// How the file is read and written, for the log.
-    pub fn backend(&self) -> &'static str {
-        self.shared.pages.file.backend()
-    }
-
-    /// Sizes of the file's format.
-    pub fn page_bytes(&self) -> usize {
-        self.shared.pages.geo.page_bytes
-    }
-
     /// Longest value a tree takes, in bytes.
     pub fn value_bytes_max(&self) -> usize {
         self.shared.pages.geo.value_max
@@ -175,11 +165,6 @@ impl StoreWriter {
     /// The contents of a run.
     pub fn read_run(&self, run: RunRef) -> Result<Bytes> {
         self.space.pages().run(run)
-    }
-
-    /// The state published last.
-    pub fn published(&self) -> &Snapshot {
-        &self.last
     }
 
     // --- changing it ---------------------------------------------------------------------------------------------

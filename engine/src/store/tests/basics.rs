@@ -214,7 +214,7 @@ fn dead_pages_are_skipped() {
         back += 1;
         cursor.prev().unwrap();
     }
-    assert!(back < 300 && back >= 200, "{back}");
+    assert!((200..300).contains(&back), "{back}");
 }
 
 #[test]

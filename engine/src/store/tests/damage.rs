@@ -53,7 +53,7 @@ fn read_all(dir: &Path) -> Result<(u64, Model)> {
     let snapshot = writer.publish();
     let mut found = Model::new();
     let mut cursor = snapshot.cursor(TreeId::K);
-    let mut more = cursor.seek_first()?;
+    let mut more = cursor.seek(b"")?;
     while more {
         if cursor.flags() & BY_RUN != 0 {
             let run = RunRef::from_bytes(cursor.value().try_into().unwrap());

@@ -44,8 +44,8 @@ fn figures() {
         backend: IoBackend::Auto,
         ..StoreOptions::new(dir.path())
     };
-    let (store, mut writer, _) = Store::open(options.clone()).unwrap();
-    println!("backend: {}", store.backend());
+    let (store, mut writer, recovered) = Store::open(options.clone()).unwrap();
+    println!("{}", recovered.report);
     let n: u64 = std::env::var("QUORATE_KEYS")
         .ok()
         .and_then(|n| n.parse().ok())
@@ -93,7 +93,7 @@ fn figures() {
             .unwrap();
     });
     let mut cursor = snapshot.cursor(TreeId::K);
-    cursor.seek_first().unwrap();
+    cursor.seek(b"").unwrap();
     let mut bytes = 0;
     each("scan", n - 1, |_| {
         bytes += cursor.key().len() + cursor.value().len();
@@ -152,7 +152,7 @@ fn figures() {
     println!("open: {:?}", started.elapsed());
     let snapshot = writer.publish();
     let mut cursor = snapshot.cursor(TreeId::K);
-    cursor.seek_first().unwrap();
+    cursor.seek(b"").unwrap();
     each("scan from disk", n - 1, |_| {
         cursor.next().unwrap();
     });

@@ -37,11 +37,10 @@ fn a_scan_of_ten_caches_stays_within_the_limit() {
         "{:?}",
         store.stats()
     );
-    drop(writer.published().clone());
     for _ in 0..2 {
         let snapshot = writer.publish();
         let mut cursor = snapshot.cursor(TreeId::K);
-        let (mut seen, mut more) = (0, cursor.seek_first().unwrap());
+        let (mut seen, mut more) = (0, cursor.seek(b"").unwrap());
         while more {
             seen += 1;
             if seen % 500 == 0 {
@@ -136,7 +135,7 @@ fn a_scan_does_not_push_out_what_is_hot() {
     };
     let fill = |snapshot: &Snapshot| {
         let mut cursor = snapshot.cursor(TreeId::K);
-        let mut more = cursor.seek_first().unwrap();
+        let mut more = cursor.seek(b"").unwrap();
         while more {
             more = cursor.next().unwrap();
         }

@@ -4,6 +4,7 @@ mod basics;
 mod crash;
 mod damage;
 mod figures;
+mod golden;
 mod memory;
 mod model;
 
@@ -11,6 +12,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use super::check::CheckReport;
+use super::types::USER_META_MAX;
 use super::*;
 
 pub(super) fn options(dir: &Path) -> StoreOptions {
@@ -53,7 +56,7 @@ pub(super) fn runs_by_flag(
 pub(super) fn contents(snapshot: &Snapshot, tree: TreeId) -> Model {
     let mut found = Model::new();
     let mut cursor = snapshot.cursor(tree);
-    cursor.seek_first().unwrap();
+    cursor.seek(b"").unwrap();
     while cursor.valid() {
         found.insert(
             cursor.key().to_vec(),
