@@ -165,6 +165,13 @@ impl Client {
     }
 
     /// Status; panics on an error.
+    pub async fn members(&self) -> Vec<pb::Member> {
+        let request = pb::MemberListRequest { linearizable: true };
+        let mut cluster = self.cluster.clone();
+        ok(cluster.member_list(request).await).into_inner().members
+    }
+
+    /// The member's own figures.
     pub async fn status(&self) -> pb::StatusResponse {
         ok(inner(
             self.maintenance

@@ -294,6 +294,11 @@ impl Server {
         }
     }
 
+    /// Replaces the added flags from the next start on.
+    pub fn set_args(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|a| self.program.flag(a)).collect();
+    }
+
     /// The exit status when the process has ended by itself.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.as_mut()?.try_wait().ok().flatten()
