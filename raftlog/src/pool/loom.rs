@@ -52,6 +52,21 @@ fn the_owner_gets_each_segment_once_and_never_waits_forever() {
     });
 }
 
+/// The reserve is complete, so that nothing but the staging itself can wake the owner.
+#[test]
+fn staging_alone_wakes_the_owner() {
+    model(|| {
+        let pool = Arc::new(Pool::new(vec![1, 2], 2, 2, 2));
+        let worker = {
+            let pool = pool.clone();
+            thread::spawn(move || background(pool, 0))
+        };
+        assert_eq!(pool.wait_and_take(), Ok(2));
+        pool.stop();
+        worker.join().unwrap();
+    });
+}
+
 #[test]
 fn a_full_disk_ends_the_wait_and_a_retired_segment_ends_the_rest() {
     model(|| {
