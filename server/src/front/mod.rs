@@ -68,7 +68,7 @@ impl<P: Probe> App for Front<P> {
     async fn call(
         self: Arc<Self>,
         request: Request<Incoming>,
-        connection: Connection,
+        connection: Arc<Connection>,
     ) -> Response<Body> {
         if self.is_http(&request, connection.role) {
             let (head, _body) = request.into_parts();

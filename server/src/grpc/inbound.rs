@@ -12,14 +12,23 @@ use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Slices of a message shorter than this are copied before they are handed out of a stream: they may
 /// live long (the key of a watch), and would pin the whole buffer they arrived in.
 const COPY_BYTES_MAX: usize = 4096;
 
+/// How long the rest of a request is read after the call has ended.
+const DISCARD_TIME: Duration = Duration::from_secs(2);
+
 /// The messages of a body, not yet decoded.
+///
+/// A request that is not read to its end would be reset, and what the client still sends on it would be
+/// taken for misbehaviour of the connection. So dropping this leaves the rest to a task that reads
+/// and discards it for a while.
 pub struct Messages {
-    body: Incoming,
+    /// There until it is dropped.
+    body: Option<Incoming>,
     decoder: Decoder,
     /// The code of a message that breaks off; grpc-go has one for unary calls and one for streams.
     truncated: Code,
@@ -35,7 +44,7 @@ impl Messages {
         truncated: Code,
     ) -> Messages {
         Messages {
-            body,
+            body: Some(body),
             truncated,
             decoder: Decoder::new(bytes_max, encoding),
             ended: false,
@@ -56,7 +65,10 @@ impl Messages {
                     return Some(Err(status));
                 }
             }
-            match poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await {
+            let Some(body) = &mut self.body else {
+                return None;
+            };
+            match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
                 // Trailers of a request carry nothing we need.
                 Some(Ok(frame)) => {
                     if let Ok(piece) = frame.into_data() {
@@ -77,6 +89,27 @@ impl Messages {
                 }
             }
         }
+    }
+}
+
+impl Drop for Messages {
+    fn drop(&mut self) {
+        let Some(mut body) = self.body.take() else {
+            return;
+        };
+        if body.is_end_stream() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
+            let rest = async {
+                while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
+            };
+            // A client that never ends its request is cut off.
+            let _ = tokio::time::timeout(DISCARD_TIME, rest).await;
+        });
     }
 }
 

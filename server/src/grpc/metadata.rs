@@ -17,6 +17,8 @@ pub struct Metadata {
     pub client_version: ClientVersion,
     /// `grpc-encoding`.
     pub encoding: Option<Box<str>>,
+    /// The content type to answer with: the client's sub-type comes back as it is.
+    pub content_type: HeaderValue,
 }
 
 /// What a client says about its version.
@@ -49,36 +51,27 @@ pub struct Refusal {
     pub status: Status,
 }
 
-const GRPC: &str = "application/grpc";
-static TOKEN: HeaderName = HeaderName::from_static("token");
-static HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
-static CLIENT_VERSION: HeaderName = HeaderName::from_static("client-api-version");
-static TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-static ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
-static GATEWAY: HeaderName = HeaderName::from_static("grpcgateway-accept");
+/// The content type of answers, unless the client named a sub-type.
+pub const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// Whether a content type is gRPC's: the bare name or one with a sub-type or parameters.
 pub fn is_grpc(content_type: &[u8]) -> bool {
-    match content_type.strip_prefix(GRPC.as_bytes()) {
+    match content_type.strip_prefix(b"application/grpc") {
         Some([]) => true,
         Some([next, ..]) => matches!(next, b'+' | b';'),
         None => false,
     }
 }
 
-/// The content type to answer with: the client's, so that `application/grpc+proto` comes back as it is.
-pub fn response_content_type(request: &HeaderMap) -> HeaderValue {
-    match request.get(http::header::CONTENT_TYPE) {
-        Some(value) if value.as_bytes().starts_with(b"application/grpc+") => value.clone(),
-        _ => HeaderValue::from_static(GRPC),
-    }
-}
-
 impl Metadata {
     /// Reads the headers, with grpc-go's checks in its order: content type, malformed timeout, method.
-    pub fn read(method: &Method, headers: &HeaderMap, now: Instant) -> Result<Metadata, Refusal> {
-        let content_type = headers.get(http::header::CONTENT_TYPE);
-        let content_type = content_type.map_or(&b""[..], HeaderValue::as_bytes);
+    /// Of a field given twice the first counts.
+    pub fn read(method: &Method, headers: &HeaderMap) -> Result<Metadata, Refusal> {
+        let mut fields = Fields::default();
+        headers
+            .iter()
+            .for_each(|(name, value)| fields.take(name, value));
+        let content_type = fields.content_type.map_or(&b""[..], HeaderValue::as_bytes);
         if !is_grpc(content_type) {
             let shown = String::from_utf8_lossy(content_type);
             return Err(Refusal {
@@ -89,7 +82,7 @@ impl Metadata {
                 ),
             });
         }
-        let timeout = headers.get(&TIMEOUT).map(parse_timeout).transpose();
+        let timeout = fields.timeout.map(parse_timeout).transpose();
         let timeout = timeout.map_err(|status| Refusal { http: 400, status })?;
         if method != Method::POST {
             return Err(Refusal {
@@ -105,34 +98,71 @@ impl Metadata {
         }
         Ok(Metadata {
             ctx: RequestCtx {
-                token: token(headers),
-                has_leader: headers.get(&HAS_LEADER).is_some_and(|v| v == "true"),
+                token: fields.token(),
+                has_leader: fields.has_leader.is_some_and(|v| v == "true"),
                 // A deadline further away than the clock can tell is none.
-                deadline: timeout.and_then(|timeout| now.checked_add(timeout)),
-                gateway: headers.contains_key(&GATEWAY),
+                deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+                gateway: fields.gateway,
             },
-            client_version: client_version(headers),
-            encoding: headers
-                .get(&ENCODING)
+            client_version: client_version(fields.client_version),
+            encoding: fields
+                .encoding
                 .map(|v| String::from_utf8_lossy(v.as_bytes()).into()),
+            content_type: match fields.content_type {
+                Some(value) if content_type.starts_with(b"application/grpc+") => value.clone(),
+                _ => GRPC,
+            },
         })
     }
 }
 
-fn token(headers: &HeaderMap) -> Option<Box<str>> {
-    let text = |value: &HeaderValue| std::str::from_utf8(value.as_bytes()).ok().map(Box::from);
-    if let Some(token) = headers.get(&TOKEN) {
-        return text(token);
+/// The fields that are read, found in one pass.
+#[derive(Default)]
+struct Fields<'a> {
+    content_type: Option<&'a HeaderValue>,
+    timeout: Option<&'a HeaderValue>,
+    encoding: Option<&'a HeaderValue>,
+    token: Option<&'a HeaderValue>,
+    authorization: Option<&'a HeaderValue>,
+    has_leader: Option<&'a HeaderValue>,
+    client_version: Option<&'a HeaderValue>,
+    gateway: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, name: &HeaderName, value: &'a HeaderValue) {
+        let field = match name.as_str() {
+            "content-type" => &mut self.content_type,
+            "grpc-timeout" => &mut self.timeout,
+            "grpc-encoding" => &mut self.encoding,
+            "token" => &mut self.token,
+            "authorization" => &mut self.authorization,
+            "hasleader" => &mut self.has_leader,
+            "client-api-version" => &mut self.client_version,
+            "grpcgateway-accept" => {
+                self.gateway = true;
+                return;
+            }
+            _ => return,
+        };
+        field.get_or_insert(value);
     }
-    let token: Box<str> = text(headers.get(http::header::AUTHORIZATION)?)?;
-    match token.strip_prefix("Bearer ") {
-        Some(bare) => Some(bare.into()),
-        None => Some(token),
+
+    fn token(&self) -> Option<Box<str>> {
+        let text = |value: &HeaderValue| std::str::from_utf8(value.as_bytes()).ok().map(Box::from);
+        if let Some(token) = self.token {
+            return text(token);
+        }
+        let token: Box<str> = text(self.authorization?)?;
+        match token.strip_prefix("Bearer ") {
+            Some(bare) => Some(bare.into()),
+            None => Some(token),
+        }
     }
 }
 
-fn client_version(headers: &HeaderMap) -> ClientVersion {
-    match headers.get(&CLIENT_VERSION) {
+fn client_version(value: Option<&HeaderValue>) -> ClientVersion {
+    match value {
         None => ClientVersion::Absent,
         Some(value) if std::str::from_utf8(value.as_bytes()).is_ok() => {
             ClientVersion::Named(value.clone())
@@ -213,10 +243,8 @@ mod tests {
 
     fn read(pairs: &[(&str, &[u8])]) -> Result<Metadata, Refusal> {
         let mut headers = headers(pairs);
-        headers
-            .entry(http::header::CONTENT_TYPE)
-            .or_insert(HeaderValue::from_static(GRPC));
-        Metadata::read(&Method::POST, &headers, Instant::now())
+        headers.entry(http::header::CONTENT_TYPE).or_insert(GRPC);
+        Metadata::read(&Method::POST, &headers)
     }
 
     #[test]
@@ -249,7 +277,7 @@ mod tests {
     #[test]
     fn only_post() {
         let headers = headers(&[("content-type", b"application/grpc")]);
-        let refusal = Metadata::read(&Method::GET, &headers, Instant::now()).unwrap_err();
+        let refusal = Metadata::read(&Method::GET, &headers).unwrap_err();
         assert_eq!(refusal.http, 405);
         assert_eq!(
             refusal.status.message,
@@ -259,13 +287,12 @@ mod tests {
 
     #[test]
     fn timeouts() {
-        let now = Instant::now();
-        let deadline = |text: &str| {
+        let read = |text: &str| {
             let headers = headers(&[
                 ("content-type", b"application/grpc"),
                 ("grpc-timeout", text.as_bytes()),
             ]);
-            Metadata::read(&Method::POST, &headers, now).map(|m| m.ctx.deadline.unwrap() - now)
+            Metadata::read(&Method::POST, &headers)
         };
         for (text, duration) in [
             ("5S", Duration::from_secs(5)),
@@ -275,7 +302,13 @@ mod tests {
             ("7u", Duration::from_micros(7)),
             ("0n", Duration::ZERO),
         ] {
-            assert_eq!(deadline(text).unwrap(), duration, "{text}");
+            let before = Instant::now();
+            let deadline = read(text).unwrap().ctx.deadline.unwrap();
+            let after = Instant::now();
+            assert!(
+                (before + duration..=after + duration).contains(&deadline),
+                "{text}"
+            );
         }
         for (text, why) in [
             ("S", "transport: timeout string is too short: \"S\""),
@@ -287,7 +320,7 @@ mod tests {
             ("-5S", "strconv.ParseInt: parsing \"-5\": invalid syntax"),
             ("+5S", "strconv.ParseInt: parsing \"+5\": invalid syntax"),
         ] {
-            let refusal = deadline(text).unwrap_err();
+            let refusal = read(text).unwrap_err();
             assert_eq!(refusal.http, 400);
             assert_eq!(
                 refusal.status.message,

@@ -5,7 +5,7 @@
 use super::channel::{Framed, Out, Receiver, channel};
 use super::frame::no_decompressor;
 use super::inbound::Messages;
-use super::metadata::{Metadata, encode_message, response_content_type};
+use super::metadata::{GRPC, Metadata, encode_message};
 use super::router::{Call, Handler, Router, Streaming};
 use crate::net::{Body, Connection, Frames, Unsent};
 use crate::status::{Code, Status, errors};
@@ -36,19 +36,19 @@ const EOF: Status = Status::fixed(Code::Unknown, "EOF");
 pub async fn call(
     router: Arc<Router>,
     request: Request<Incoming>,
-    connection: Connection,
+    connection: Arc<Connection>,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let content_type = response_content_type(&head.headers);
-    let metadata = match Metadata::read(&head.method, &head.headers, Instant::now()) {
+    let metadata = match Metadata::read(&head.method, &head.headers) {
         Ok(metadata) => metadata,
         Err(refusal) => {
-            let mut response = trailers_only(&refusal.status, content_type);
+            let mut response = trailers_only(&refusal.status, GRPC);
             *response.status_mut() =
                 StatusCode::from_u16(refusal.http).unwrap_or(StatusCode::BAD_REQUEST);
             return response;
         }
     };
+    let content_type = metadata.content_type;
     let path = head.uri.path();
     let Some(handler) = router.methods.get(path) else {
         return trailers_only(&router.unknown(path), content_type);
@@ -84,7 +84,7 @@ pub async fn call(
             }
         }
         Handler::Streaming { handler, endless } => {
-            let stream = start(&**handler, *endless, call, messages, connection);
+            let stream = start(&**handler, *endless, call, messages, &connection);
             streamed(stream, content_type).await
         }
     }
@@ -168,13 +168,13 @@ fn start(
     endless: bool,
     call: Call,
     messages: Messages,
-    connection: Connection,
+    connection: &Connection,
 ) -> Stream {
     let (sender, receiver) = channel();
     let finisher = sender.finisher();
     let deadline = call.ctx.deadline;
     let handling = handler.call(call, messages, sender);
-    let mut draining = connection.draining;
+    let mut draining = connection.draining.clone();
     let task = tokio::spawn(async move {
         let handling = within(deadline, handling);
         let result = tokio::select! {
@@ -188,7 +188,7 @@ fn start(
     });
     Stream {
         receiver,
-        unsent: connection.unsent,
+        unsent: connection.unsent.clone(),
         task: task.abort_handle(),
     }
 }

@@ -1,5 +1,6 @@
 //! One connection, from its first bytes to its end.
 
+use super::coalesce::{Flusher, gather};
 use super::server::{Phase, Settings};
 use super::stream::{Detached, Protocol, Rewound, detect};
 use super::{App, Connection, Role};
@@ -7,8 +8,11 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -16,6 +20,11 @@ use tokio::sync::watch;
 const STREAMS_MAX: u32 = 32_768;
 /// Streams a client may open and reset faster than they are looked at; more is an attack.
 const PENDING_RESETS_MAX: usize = 1000;
+/// Frames on streams that are closed already, over the life of a connection; more is an attack. Clients
+/// send some whenever a call ends before they expect it.
+const STRAY_FRAMES_MAX: usize = 65_536;
+/// How long the peer of a connection that has ended may take to read why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Bytes of one stream's request that may be on their way.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// The same for all streams of a connection.
@@ -31,7 +40,7 @@ const HTTP1_BUFFER_BYTES: usize = 64 << 10;
 pub(super) async fn serve<A: App>(
     stream: Detached,
     app: Arc<A>,
-    connection: Connection,
+    connection: Arc<Connection>,
     mut phase: watch::Receiver<Phase>,
     settings: Arc<Settings>,
 ) -> io::Result<()> {
@@ -47,11 +56,15 @@ pub(super) async fn serve<A: App>(
         let response = app.clone().call(request, connection.clone());
         async move { Ok::<_, Infallible>(response.await) }
     });
+    let (protocol, io) = first;
+    let (io, flusher) = gather(io);
+    let io = TokioIo::new(io);
     macro_rules! drive {
         ($driver:expr) => {{
             let mut driver = std::pin::pin!($driver);
             let ended = tokio::select! {
-                ended = driver.as_mut() => Some(ended),
+                biased;
+                ended = poll_fn(|cx| step(driver.as_mut(), &flusher, cx)) => Some(ended),
                 _ = phase.wait_for(|p| *p != Phase::Serving) => None,
             };
             match ended {
@@ -59,21 +72,36 @@ pub(super) async fn serve<A: App>(
                 None => {
                     driver.as_mut().graceful_shutdown();
                     tokio::select! {
-                        ended = driver.as_mut() => ended,
-                        _ = phase.wait_for(|p| *p == Phase::Cut) => Ok(()),
+                        biased;
+                        ended = poll_fn(|cx| step(driver.as_mut(), &flusher, cx)) => ended,
+                        _ = phase.wait_for(|p| *p == Phase::Cut) => return Ok(()),
                     }
                 }
             }
-            .map_err(io::Error::other)
         }};
     }
-    match first {
-        (Protocol::Http1, io) => {
-            drive!(http1(&settings).serve_connection(TokioIo::new(io), service))
-        }
-        (Protocol::Http2, io) => {
-            drive!(http2(&settings).serve_connection(TokioIo::new(io), service))
-        }
+    let ended = match protocol {
+        Protocol::Http1 => drive!(http1(&settings).serve_connection(io, service)),
+        Protocol::Http2 => drive!(http2(&settings).serve_connection(io, service)),
+    };
+    tokio::select! {
+        // The last words, such as why the connection was ended.
+        flushed = poll_fn(|cx| flusher.poll_flush(cx)) => ended.and(flushed),
+        _ = phase.wait_for(|p| *p == Phase::Cut) => ended,
+        () = tokio::time::sleep(LAST_WORDS) => ended,
+    }
+}
+
+/// Lets the protocol do what it can, then writes what came of it.
+fn step<F: Future<Output = hyper::Result<()>>>(
+    driver: Pin<&mut F>,
+    flusher: &Flusher,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    let ended = driver.poll(cx).map_err(io::Error::other);
+    match flusher.poll_flush(cx) {
+        Poll::Ready(Err(error)) if ended.is_pending() => Poll::Ready(Err(error)),
+        _ => ended,
     }
 }
 
@@ -108,6 +136,7 @@ fn http2(settings: &Settings) -> hyper::server::conn::http2::Builder<TokioExecut
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(settings.concurrent_streams_max.min(STREAMS_MAX))
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(STRAY_FRAMES_MAX)
         .max_header_list_size(HEADER_BYTES_MAX)
         .max_send_buf_size(SEND_BUFFER_BYTES);
     if !settings.keepalive_interval.is_zero() {

@@ -16,6 +16,7 @@
 //!    (GOAWAY, `Connection: close`), may finish what they began until the deadline, and are then cut.
 
 mod body;
+mod coalesce;
 mod connection;
 mod listen;
 mod server;
@@ -46,7 +47,6 @@ pub enum Role {
 }
 
 /// The connection a request came on.
-#[derive(Clone)]
 pub struct Connection {
     /// What its listener serves.
     pub role: Role,
@@ -63,6 +63,6 @@ pub trait App: Send + Sync + 'static {
     fn call(
         self: Arc<Self>,
         request: ::http::Request<Incoming>,
-        connection: Connection,
+        connection: Arc<Connection>,
     ) -> impl Future<Output = ::http::Response<Body>> + Send + 'static;
 }

@@ -292,11 +292,11 @@ fn hand_over<A: App>(
         _slot: slot,
         _alive: shared.alive.clone(),
     };
-    let connection = Connection {
+    let connection = Arc::new(Connection {
         role,
         unsent: Arc::new(Unsent::default()),
         draining: shared.draining.clone(),
-    };
+    });
     let serving = serve(
         stream,
         shared.app.clone(),

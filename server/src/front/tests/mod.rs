@@ -1,7 +1,6 @@
 //! A whole server in this process, asked by clients of other makes.
 
 mod connections;
-mod cost;
 mod member;
 mod rules;
 mod streams;

@@ -502,3 +502,25 @@ async fn calls_and_bytes_are_counted() {
         assert!(text.lines().any(|line| line == series), "{series}");
     }
 }
+
+#[tokio::test]
+async fn thousands_of_calls_answered_before_their_end_do_not_end_the_connection() {
+    let f = started();
+    let raw = f.raw().await;
+    let echo = format!("/{TEST}/Echo");
+    for i in 0..4000 {
+        let (response, mut send) = raw.open("POST", &echo, GRPC).await;
+        // Every other one is refused by its message, and goes on sending.
+        let message = match i % 2 {
+            0 => framed(&note(i, "x")),
+            _ => frame(9, &[0; 300]),
+        };
+        send.send_data(message, false).unwrap();
+        let answer = answer(response).await.unwrap();
+        assert_eq!(answer.status().0, if i % 2 == 0 { 0 } else { 13 });
+        // The server may have closed the stream by now.
+        let _ = send.send_data(Bytes::from_static(b"more"), false);
+        let _ = send.send_data(Bytes::new(), true);
+    }
+    assert_eq!(raw.echo(&note(1, "x")).await, note(1, "x"));
+}

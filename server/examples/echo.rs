@@ -1,0 +1,211 @@
+//! What the network layer costs by itself: a call that is answered at once, over one network thread.
+//!
+//! `cargo run --release --example echo -- [seconds]` prints, for several numbers of connections and calls
+//! in flight on each, the CPU time of the network thread per call, once for the HTTP/2 library with an
+//! answer made of constants (`bare`) and once for the whole gRPC layer (`grpc`). The client runs in
+//! the same process on another thread, so only the time of the thread `net-0` counts.
+
+use ::http::{Request, Response};
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::client::SendRequest;
+use http_body::Body as _;
+use hyper::body::Incoming;
+use prost::Message;
+use quorate::api::RequestCtx;
+use quorate::config::urls::Endpoint;
+use quorate::grpc::{self, Learner, Router};
+use quorate::metrics::{Metrics, Options};
+use quorate::net::{App, Body, Connection, Role, Server, Settings, Threads, bind};
+use quorate::status::Status;
+use quorate_proto::etcdserverpb as pb;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Reads the request, looks at nothing and answers with constants.
+struct Bare(Bytes);
+
+impl App for Bare {
+    async fn call(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        _: Arc<Connection>,
+    ) -> Response<Body> {
+        let mut body = request.into_body();
+        while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
+        let mut trailers = ::http::HeaderMap::with_capacity(1);
+        trailers.insert("grpc-status", ::http::HeaderValue::from_static("0"));
+        let mut response = Response::new(Body::Trailed {
+            head: Some(self.0.clone()),
+            tail: Default::default(),
+            trailers: Some(Box::new(trailers)),
+        });
+        response.headers_mut().insert(
+            ::http::header::CONTENT_TYPE,
+            ::http::HeaderValue::from_static("application/grpc"),
+        );
+        response
+    }
+}
+
+/// One unary method behind the whole layer.
+struct Echo(Arc<Router>);
+
+impl App for Echo {
+    async fn call(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        connection: Arc<Connection>,
+    ) -> Response<Body> {
+        grpc::call(self.0.clone(), request, connection).await
+    }
+}
+
+fn echo() -> Echo {
+    let metrics = Arc::new(Metrics::new(&Options::default()));
+    let mut router = Router::new((), metrics, 2 << 20);
+    router.unary(
+        "etcdserverpb.KV",
+        "Put",
+        Learner::Serves,
+        |_: RequestCtx, r: pb::PutRequest| async move {
+            Ok::<_, Status>(pb::PutResponse {
+                header: Some(pb::ResponseHeader {
+                    cluster_id: 1 << 60,
+                    member_id: 1 << 61,
+                    revision: r.value.len() as i64,
+                    raft_term: 2,
+                }),
+                prev_kv: None,
+            })
+        },
+    );
+    Echo(Arc::new(router))
+}
+
+fn framed(message: &impl Message) -> Bytes {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(0);
+    bytes.put_u32(message.encoded_len() as u32);
+    message.encode(&mut bytes).expect("memory suffices");
+    bytes.freeze()
+}
+
+/// User and system time of the network thread.
+fn network_time() -> Duration {
+    let mut nanos = 0;
+    for task in std::fs::read_dir("/proc/self/task").expect("/proc is mounted") {
+        let path = task.expect("a task").path();
+        let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+        if name.starts_with("net-") {
+            let stat = std::fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+            let on_cpu = stat
+                .split_whitespace()
+                .next()
+                .and_then(|n| n.parse::<u64>().ok());
+            nanos += on_cpu.unwrap_or(0);
+        }
+    }
+    Duration::from_nanos(nanos)
+}
+
+async fn connect(addr: SocketAddr) -> SendRequest<Bytes> {
+    let stream = tokio::net::TcpStream::connect(addr)
+        .await
+        .expect("connects");
+    stream.set_nodelay(true).expect("is a TCP socket");
+    let (requests, connection) = h2::client::Builder::new()
+        .initial_connection_window_size(16 << 20)
+        .handshake(stream)
+        .await
+        .expect("speaks HTTP/2");
+    tokio::spawn(connection);
+    requests
+}
+
+async fn keep_calling(
+    requests: SendRequest<Bytes>,
+    body: Bytes,
+    until: Instant,
+    done: Arc<AtomicU64>,
+) {
+    while Instant::now() < until {
+        let mut requests = requests.clone().ready().await.expect("is open");
+        let request = Request::post("http://localhost/etcdserverpb.KV/Put")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("client-api-version", "3.6.14")
+            .body(())
+            .expect("is well formed");
+        let (response, mut send) = requests.send_request(request, false).expect("is open");
+        send.send_data(body.clone(), true).expect("has a window");
+        let mut response = response.await.expect("answers").into_body();
+        while let Some(piece) = response.data().await {
+            let len = piece.expect("arrives").len();
+            response
+                .flow_control()
+                .release_capacity(len)
+                .expect("was taken");
+        }
+        response.trailers().await.expect("arrive");
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn measure<A: App>(name: &str, app: A, span: Duration) {
+    let threads = Threads::start(1).expect("threads start");
+    let endpoint = Endpoint::parse("http://127.0.0.1:0").expect("a URL");
+    let bound = bind(&endpoint, Role::All).expect("a free port");
+    let addr = bound.tcp_addr().expect("TCP");
+    let server = Server::start(&threads, vec![bound], Arc::new(app), Settings::default());
+    let _server = server.expect("serves");
+    let body = framed(&pb::PutRequest {
+        key: "key of some length".into(),
+        value: vec![7; 256].into(),
+        ..Default::default()
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    for (connections, calls) in [(1, 1), (10, 1), (10, 10), (10, 100), (1000, 1)] {
+        let done = Arc::new(AtomicU64::new(0));
+        let (cpu, wall) = runtime.block_on(async {
+            let mut open = Vec::new();
+            for _ in 0..connections {
+                open.push(connect(addr).await);
+            }
+            let (cpu, begin) = (network_time(), Instant::now());
+            let mut tasks = Vec::new();
+            for requests in open {
+                for _ in 0..calls {
+                    let (body, done) = (body.clone(), done.clone());
+                    let task = keep_calling(requests.clone(), body, begin + span, done);
+                    tasks.push(tokio::spawn(task));
+                }
+            }
+            for task in tasks {
+                task.await.expect("calls end");
+            }
+            (network_time() - cpu, begin.elapsed())
+        });
+        let count = done.load(Ordering::Relaxed) as f64;
+        println!(
+            "{name} {connections}x{calls}: {:.2} us CPU per call, {:.0} calls/s",
+            cpu.as_secs_f64() * 1e6 / count,
+            count / wall.as_secs_f64()
+        );
+    }
+}
+
+fn main() {
+    let seconds = std::env::args()
+        .nth(1)
+        .map_or(3.0, |s| s.parse().expect("seconds"));
+    let span = Duration::from_secs_f64(seconds);
+    measure("bare", Bare(framed(&pb::PutResponse::default())), span);
+    measure("grpc", echo(), span);
+}
