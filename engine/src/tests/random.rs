@@ -253,12 +253,12 @@ impl Run {
     /// Closes without a checkpoint, or crashes, usually within one.
     fn reopen(&mut self) {
         self.held.clear();
-        if let Some(disk) = self.disk.clone() {
-            if self.rng.gen_bool(0.8) {
-                self.publish();
-                disk.crash_at(disk.steps() + self.rng.gen_range(1..20));
-                let _ = self.writer().checkpoint();
-            }
+        if let Some(disk) = self.disk.clone()
+            && self.rng.gen_bool(0.8)
+        {
+            self.publish();
+            disk.crash_at(disk.steps() + self.rng.gen_range(1..20));
+            let _ = self.writer().checkpoint();
         }
         let durable = self.engine().durable_applied().index;
         self.open = None;

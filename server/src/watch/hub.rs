@@ -1216,11 +1216,11 @@ impl<'a> Act<'a> {
             self.wakers.extend(stream.requester.take());
             pump |= !stream.blocked.is_empty();
             for key in stream.blocked.drain(..) {
-                if let Some(watcher) = watchers.get_mut(key) {
-                    if watcher.state == State::Blocked {
-                        watcher.state = State::Near;
-                        near.push(key);
-                    }
+                if let Some(watcher) = watchers.get_mut(key)
+                    && watcher.state == State::Blocked
+                {
+                    watcher.state = State::Near;
+                    near.push(key);
                 }
             }
         }

@@ -57,8 +57,8 @@ async fn r6_2_member_list(c: Ctx) {
         };
         assert_eq!(member.id, header.member_id);
         assert_eq!(member.name, "m1");
-        assert_eq!(member.peer_ur_ls, [c.peer_url.clone()]);
-        assert_eq!(member.client_ur_ls, [c.url.clone()]);
+        assert_eq!(member.peer_ur_ls, std::slice::from_ref(&c.peer_url));
+        assert_eq!(member.client_ur_ls, std::slice::from_ref(&c.url));
         assert!(!member.is_learner);
     }
 }

@@ -131,7 +131,7 @@ async fn r1_4_versions_and_create_revisions(c: Ctx) {
 
 async fn r1_5_header_names_the_answering_member(c: Ctx) {
     let status = c.status().await;
-    let own = status.header.clone().expect("a header");
+    let own = status.header.expect("a header");
     assert_ne!(own.member_id, 0);
     assert_ne!(own.cluster_id, 0);
     assert_eq!(own.raft_term, status.raft_term);

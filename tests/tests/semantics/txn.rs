@@ -405,7 +405,7 @@ async fn r4_5_sub_response_headers(c: Ctx) {
     // The headers inside carry the revision alone.
     match sub(&response, 2) {
         Response::ResponsePut(put) => {
-            let header = put.header.clone().expect("a header");
+            let header = put.header.expect("a header");
             assert_eq!(
                 (header.member_id, header.cluster_id, header.raft_term),
                 (0, 0, 0)

@@ -367,7 +367,7 @@ async fn a_plain_call_and_its_headers() {
         );
         assert_eq!(answer.headers.len(), 1, "{:?}", answer.headers);
         assert_eq!(answer.status(), (0, String::new()));
-        assert_eq!(answer.messages::<Note>(), [n.clone()]);
+        assert_eq!(answer.messages::<Note>(), std::slice::from_ref(&n));
     }
 }
 

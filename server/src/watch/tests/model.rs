@@ -274,11 +274,11 @@ fn run(seed: u64) {
             54..56 => {
                 if let Some(client) = clients.choose_mut(&mut rng) {
                     let ids: Vec<_> = client.watches.keys().copied().collect();
-                    if let Some(&id) = ids.choose(&mut rng) {
-                        if !client.canceled.contains(&id) {
-                            client.canceled.push(id);
-                            client.stream.cancel(id, world.store.seen());
-                        }
+                    if let Some(&id) = ids.choose(&mut rng)
+                        && !client.canceled.contains(&id)
+                    {
+                        client.canceled.push(id);
+                        client.stream.cancel(id, world.store.seen());
                     }
                 }
             }
