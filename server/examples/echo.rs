@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release --example echo -- [seconds]` prints, for several numbers of connections and calls
 //! in flight on each, the CPU time of the network thread per call, once for the HTTP/2 library with an
-//! answer made of constants (`bare`) and once for the whole gRPC layer (`grpc`). The client runs in
+//! answer made of constants (`bare`) and once for the whole gRPC layer (`grpc`); before that, the memory of
+//! an idle connection. The client runs in
 //! the same process on another thread, so only the time of the thread `net-0` counts.
 
 use ::http::{Request, Response};
@@ -155,12 +156,11 @@ async fn keep_calling(
     }
 }
 
-fn measure<A: App>(name: &str, app: A, span: Duration) {
-    let threads = Threads::start(1).expect("threads start");
+fn measure<A: App>(threads: &Threads, name: &str, app: A, span: Duration) {
     let endpoint = Endpoint::parse("http://127.0.0.1:0").expect("a URL");
     let bound = bind(&endpoint, Role::All).expect("a free port");
     let addr = bound.tcp_addr().expect("TCP");
-    let server = Server::start(&threads, vec![bound], Arc::new(app), Settings::default());
+    let server = Server::start(threads, vec![bound], Arc::new(app), Settings::default());
     let _server = server.expect("serves");
     let body = framed(&pb::PutRequest {
         key: "key of some length".into(),
@@ -201,11 +201,55 @@ fn measure<A: App>(name: &str, app: A, span: Duration) {
     }
 }
 
+/// What a connection holds that has said hello and nothing else. The client's side is a bare socket, so
+/// nearly all of it is the server's.
+fn idle(threads: &Threads, connections: usize) {
+    use std::io::Write;
+    const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let endpoint = Endpoint::parse("http://127.0.0.1:0").expect("a URL");
+    let bound = bind(&endpoint, Role::All).expect("a free port");
+    let addr = bound.tcp_addr().expect("TCP");
+    let server = Server::start(threads, vec![bound], Arc::new(echo()), Settings::default());
+    let server = server.expect("serves");
+    let before = resident_bytes();
+    let open: Vec<_> = (0..connections)
+        .map(|_| {
+            let mut stream = std::net::TcpStream::connect(addr).expect("connects");
+            stream.write_all(HELLO).expect("sends");
+            stream
+        })
+        .collect();
+    while server.connections().iter().sum::<usize>() < open.len() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    println!(
+        "idle: {} bytes for each of {connections} connections",
+        resident_bytes().saturating_sub(before) / connections
+    );
+}
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm
+        .split_whitespace()
+        .nth(1)
+        .and_then(|n| n.parse::<usize>().ok());
+    pages.unwrap_or(0) * 4096
+}
+
 fn main() {
     let seconds = std::env::args()
         .nth(1)
         .map_or(3.0, |s| s.parse().expect("seconds"));
     let span = Duration::from_secs_f64(seconds);
-    measure("bare", Bare(framed(&pb::PutResponse::default())), span);
-    measure("grpc", echo(), span);
+    let threads = Threads::start(1).expect("threads start");
+    idle(&threads, 5000);
+    measure(
+        &threads,
+        "bare",
+        Bare(framed(&pb::PutResponse::default())),
+        span,
+    );
+    measure(&threads, "grpc", echo(), span);
 }

@@ -106,8 +106,7 @@ pub fn refresh(
         .set(1);
     for (name, on) in crate::config::flags::FEATURE_GATES {
         let stage = match *name {
-            "AllAlpha" | "AllBeta" => "",
-            "TxnModeWriteWithSharedBuffer" => "BETA",
+            "AllBeta" | "TxnModeWriteWithSharedBuffer" => "BETA",
             _ => "ALPHA",
         };
         server
