@@ -1,9 +1,9 @@
 //! From a data directory to the pieces of a member, in the one order that is safe.
 //!
-//! 1. Take the lock of the data directory. 2. Refuse foreign files. 3. Open the log and recover it.
-//! 4. Open the tree at its newest durable checkpoint. 5. Demand that the two fit:
-//!    first index − 1 ≤ applied ≤ last index. 6. A directory without data founds a cluster of one
-//!    whose first log entry adds this member, as etcd does.
+//! 1. Refuse foreign files. 2. Take the lock of the data directory. 3. Open the tree at its newest
+//!    durable checkpoint. 4. Open the log and recover it, knowing what the tree has applied. 5. Demand
+//!    that the two fit: first index − 1 ≤ applied ≤ last index. 6. A directory without data founds a
+//!    cluster of one whose first log entry adds this member, as etcd does.
 //!
 //! Invariants:
 //! 1. Nothing outside `member/lock`, `member/log` and `member/store` is created, and no file that is
@@ -152,6 +152,7 @@ pub fn open(config: &Config, limits: &Limits, hook: Arc<dyn LeaseHook>) -> Resul
         ..engine::Options::new(&layout.store)
     })
     .map_err(|e| e.to_string())?;
+    tracing::info!("opened the tree file: {}", engine.opening_report());
     let applied = engine.view().applied();
     // A member that has data keeps its ids, whatever the flags say now; as in etcd.
     let identity = raftlog::identity(&layout.log)

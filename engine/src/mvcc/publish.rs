@@ -31,6 +31,8 @@ pub struct Engine {
 
 pub(crate) struct Shared {
     store: Store,
+    /// What opening found.
+    report: String,
     shards: [Shard; SHARDS],
     durable: Arc<Mutex<DurableApplied>>,
 }
@@ -91,6 +93,7 @@ impl Engine {
         }));
         let shared = Arc::new(Shared {
             store: store.clone(),
+            report: recovered.report,
             shards: std::array::from_fn(|_| Shard(Mutex::new(view.clone()))),
             durable: durable.clone(),
         });
@@ -124,6 +127,11 @@ impl Engine {
             drops_too_much: false,
         };
         Ok((Engine { shared }, writer))
+    }
+
+    /// What opening found, in words, for the log: the checkpoint, and what could not be used.
+    pub fn opening_report(&self) -> &str {
+        &self.shared.report
     }
 
     /// The newest state.
