@@ -24,5 +24,3 @@ e member update 1234abcd --peer-urls http://127.0.0.1:1
 e member promote 1234abcd
 e move-leader 1234abcd
 e auth status
-e user list
-e role list

@@ -25,7 +25,9 @@ table![
         r7_5_hash_kv_bounds,
         r7_8_defragment,
     ],
-    TOGETHER => [r7_6_hash_answers, r7_7_snapshot_stream],
+    TOGETHER => [r7_6_hash_answers],
+    TOGETHER.etcd() => [r7_7_snapshot_stream],
+    TOGETHER.ours() => [r7_7_no_snapshot_yet],
     alone(&[]) => [
         r7_1_status_shows_alarms,
         r7_2_alarms_survive_a_restart,
@@ -413,6 +415,10 @@ async fn r7_7_snapshot_stream(c: Ctx) {
         assert_eq!(part.remaining_bytes as usize, left);
     }
     assert_eq!((tail.blob.len(), tail.remaining_bytes), (32, 0));
+    assert!(
+        parts.iter().all(|p| p.header.is_none()),
+        "no header message at all"
+    );
     assert_eq!(total % 512, 0);
     let file: Vec<u8> = blobs.iter().flat_map(|p| p.blob.to_vec()).collect();
     let digest: String = tail.blob.iter().map(|b| format!("{b:02x}")).collect();
@@ -426,6 +432,16 @@ async fn r7_7_snapshot_stream(c: Ctx) {
     if c.minor >= 6 {
         assert!(parts.iter().all(|p| p.version == "3.6.0"));
     }
+}
+
+async fn r7_7_no_snapshot_yet(c: Ctx) {
+    let request = pb::SnapshotRequest {};
+    let result = c.maintenance.clone().snapshot(request).await;
+    fails(
+        result.map(drop),
+        Code::Unimplemented,
+        "unknown method Snapshot for service etcdserverpb.Maintenance",
+    );
 }
 
 async fn r7_8_defragment(c: Ctx) {

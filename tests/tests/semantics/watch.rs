@@ -419,38 +419,48 @@ async fn r6w_8_history_then_live_without_gap(c: Ctx) {
 }
 
 async fn r6w_9_fragments(c: Ctx) {
-    let first = c.revision().await + 1;
     let large = Bytes::from(vec![b'v'; 1 << 20]);
     for key in ["a", "b", "c", "d", "e"] {
         c.put(put(c.key(key), large.clone())).await;
     }
-    let whole = c.watching(from(first, c.watch_all())).await;
-    let request = pb::WatchCreateRequest {
-        fragment: true,
-        ..from(first, c.watch_all())
+    // One revision of 5 MiB: each deletion brings the value before it.
+    let with_previous = pb::WatchCreateRequest {
+        prev_kv: true,
+        ..c.watch_all()
     };
-    let fragmented = c.watching(request).await;
+    let fragmented = pb::WatchCreateRequest {
+        fragment: true,
+        ..with_previous.clone()
+    };
+    // On connections of their own: what is not read yet uses up the window of a connection.
+    let apart = async |request| c.reconnect().await.watching(request).await;
+    let whole_live = apart(with_previous.clone()).await;
+    let pieces_live = apart(fragmented.clone()).await;
+    let at = rev(&c.delete(c.delete_all()).await.header);
+    let whole_past = apart(from(at, with_previous)).await;
+    let pieces_past = apart(from(at, fragmented)).await;
     let names = |responses: &[pb::WatchResponse]| {
         let events = responses.iter().flat_map(|r| &r.events);
         let keys = events.map(|e| c.name(&e.kv.as_ref().expect("a key").key));
         keys.collect::<String>()
     };
-    let mut stream = whole;
-    let responses = stream.responses_of(5).await;
-    assert!(responses.iter().all(|r| !r.fragment));
-    assert_eq!(names(&responses), "abcde");
-    let mut stream = fragmented;
-    let responses = stream.responses_of(5).await;
-    assert_eq!(names(&responses), "abcde");
-    for response in &responses {
-        assert!(
-            response.events.len() <= 2,
-            "a piece is below 2 MiB, or one event"
-        );
+    for (what, mut stream) in [("live", whole_live), ("past", whole_past)] {
+        let responses = stream.responses_of(5).await;
+        assert_eq!(responses.len(), 1, "{what}: whole, whatever its size");
+        assert!(!responses[0].fragment);
+        assert_eq!(names(&responses), "abcde");
     }
-    let (last, pieces) = responses.split_last().expect("some");
-    assert!(pieces.iter().any(|r| r.fragment), "split");
-    assert!(!last.fragment, "all but the last piece");
+    for (what, mut stream) in [("live", pieces_live), ("past", pieces_past)] {
+        let responses = stream.responses_of(5).await;
+        assert_eq!(names(&responses), "abcde", "{what}");
+        let (last, pieces) = responses.split_last().expect("some");
+        assert!(!pieces.is_empty(), "{what}: split");
+        assert!(pieces.iter().all(|r| r.fragment), "all but the last");
+        assert!(!last.fragment, "all but the last");
+        for response in &responses {
+            assert!(response.events.len() <= 2, "{what}: within 2 MiB");
+        }
+    }
 }
 
 async fn r6w_10_a_slow_reader_loses_nothing(c: Ctx) {
