@@ -570,7 +570,7 @@ fn root_live(root: &Root) -> u64 {
     }
 }
 
-fn take_child(node: &mut Node, i: usize) -> Kid {
+pub(super) fn take_child(node: &mut Node, i: usize) -> Kid {
     match node.lift_kid(i) {
         Some(kid) => Kid::Mem(kid),
         None => Kid::Disk(node.page().child(i).addr),
@@ -578,7 +578,7 @@ fn take_child(node: &mut Node, i: usize) -> Kid {
 }
 
 /// Puts a child back and brings its live count up to date.
-fn put_child(node: &mut Node, i: usize, child: Kid) {
+pub(super) fn put_child(node: &mut Node, i: usize, child: Kid) {
     if let Kid::Mem(child) = child {
         let live = child.page().live();
         node.page_mut().set_child_live(i, live);

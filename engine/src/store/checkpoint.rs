@@ -24,6 +24,7 @@ use bytes::Bytes;
 use super::alloc::Extent;
 use super::btree::Kid;
 use super::cache::Frame;
+use super::defrag;
 use super::error::Error;
 use super::io::{AlignedBuf, is_no_space};
 use super::lock;
@@ -469,6 +470,7 @@ impl<'a> Output<'a> {
         *lock(&self.shared.durable) = state;
         lock(&self.shared.alloc).drop_later(self.number, publish, dropped);
         self.shared.reclaim();
+        tidy(self.shared);
         shrink(self.shared);
     }
 
@@ -511,6 +513,32 @@ fn grow(shared: &Shared, from: u64, to: u64) -> io::Result<()> {
     shared.file_len.store(to, Ordering::Relaxed);
     Ok(())
 }
+
+/// Looks for pages to move: many when the file is to shrink, a few when a fifth of it lies free.
+fn tidy(shared: &Shared) {
+    const MANY: usize = 2048;
+    const FEW: usize = 128;
+    let map = lock(&shared.durable).map.clone();
+    let asked = shared.shrinks.load(Ordering::Relaxed) > 0;
+    let used = shared.pages.geo.first_unit + map.reached.ones();
+    let loose = shared
+        .pages
+        .geo
+        .offset(map.reached.end().saturating_sub(used + used / 4))
+        > shared.extend_bytes;
+    if !asked && !loose {
+        return;
+    }
+    defrag::note_tail(shared, &map, if asked { MANY } else { FEW });
+    if asked && !lock(&shared.tail).is_empty() {
+        shared.shrinks.store(SHRINKS, Ordering::Relaxed);
+    }
+}
+
+/// Checkpoints it takes until a page's old place is free and cut off: its copy is written by the first, the place is
+/// free after the second, the map moves out of the way with the third and leaves its own place with the fourth; the
+/// one that counts down first may be under way already.
+pub(super) const SHRINKS: u64 = 5;
 
 /// Cuts the free tail off when that was asked for, or when it is long.
 fn shrink(shared: &Shared) {

@@ -24,7 +24,7 @@
 //! StoreWriter  get  get_with  cursor  count  read_run   (working state)
 //!              insert(tree, key, flags, value) -> Option<previous flags>   remove(tree, key) -> bool
 //!              write_run(kind, owner_key, owner, bytes) -> RunRef   free_run(run)
-//!              publish() -> Snapshot   checkpoint(user_meta) -> n   checkpoint_running()   dirty_bytes()   request_shrink()
+//!              publish() -> Snapshot   checkpoint(user_meta) -> n   checkpoint_running()   dirty_bytes()   request_shrink()   shrinking()
 //! ```
 
 mod alloc;
@@ -34,6 +34,7 @@ mod cells;
 mod check;
 mod checkpoint;
 mod cursor;
+mod defrag;
 mod error;
 mod io;
 mod map;

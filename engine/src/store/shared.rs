@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use super::alloc::{Alloc, Extent};
 use super::checkpoint::Job;
+use super::defrag::TailPage;
 use super::error::{Error, Result};
 use super::lock;
 use super::map::Map;
@@ -76,7 +77,10 @@ pub(super) struct Shared {
     pub counters: Counters,
     pub no_space: AtomicBool,
     pub file_len: AtomicU64,
+    /// Checkpoints to come that cut the free end off.
     pub shrinks: AtomicU64,
+    /// Pages at the end of the file that the writer is to move.
+    pub tail: Mutex<Vec<TailPage>>,
     pub extend_bytes: u64,
     pub reserve_bytes: u64,
     pub background: bool,
@@ -117,6 +121,7 @@ impl Shared {
             no_space: AtomicBool::new(false),
             file_len: AtomicU64::new(setup.file_len),
             shrinks: AtomicU64::new(0),
+            tail: Mutex::default(),
             extend_bytes: setup.extend_bytes,
             reserve_bytes: setup.reserve_bytes,
             background: setup.background,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::btree::{Root, Tree};
 use super::checkpoint::{self, Job};
 use super::cursor::Cursor;
+use super::defrag;
 use super::error::{Error, Result};
 use super::shared::{DurableState, Shared};
 use super::snapshot::Snapshot;
@@ -217,6 +218,12 @@ impl StoreWriter {
     /// a visit to the pages changed since it began.
     pub fn publish(&mut self) -> Snapshot {
         self.settle();
+        const PAGES_PER_PUBLISH: usize = 16;
+        if let Err(error) = defrag::move_tail(&mut self.space, &mut self.roots, PAGES_PER_PUBLISH) {
+            // Moving is no duty: a page that cannot be read is reported to whoever needs it.
+            lock(&self.shared().tail).clear();
+            debug_assert!(!matches!(error, Error::TooLarge { .. }));
+        }
         let publish = self.space.end_publish();
         let shared = self.shared();
         shared.pin(publish);
@@ -273,10 +280,20 @@ impl StoreWriter {
         self.space.dirty_bytes()
     }
 
-    /// Has the free end of the file cut off by the next four checkpoints: what was dropped lately is free after two,
-    /// and the allocation map, moved then, leaves its old place after two more.
-    pub fn request_shrink(&mut self) {
-        self.shared().shrinks.store(4, Ordering::Relaxed);
+    /// Begins to make the file smaller: pages at its end move before it, a bounded number with each call and each
+    /// publish, and checkpoints cut off what falls free. Goes on as long as there are publishes and checkpoints;
+    /// `shrinking` tells when there is nothing more to do. Errors are those of reading pages.
+    pub fn request_shrink(&mut self) -> Result<()> {
+        self.shared()
+            .shrinks
+            .store(checkpoint::SHRINKS, Ordering::Relaxed);
+        const PAGES_PER_CALL: usize = 256;
+        defrag::move_tail(&mut self.space, &mut self.roots, PAGES_PER_CALL).map(|_| ())
+    }
+
+    /// Whether a shrink that was asked for has checkpoints or pages left.
+    pub fn shrinking(&self) -> bool {
+        self.shared().shrinks.load(Ordering::Relaxed) > 0 || !lock(&self.shared().tail).is_empty()
     }
 
     /// Takes in the end of a checkpoint, if one ended: what it wrote may leave memory.

@@ -67,7 +67,7 @@ fn script(disk: &Disk, seed: u64, rounds: u64, sabotage: Sabotage) -> Story {
             return story;
         }
         if round == 2 {
-            writer.request_shrink();
+            writer.request_shrink().unwrap();
         }
         let number = writer.checkpoint(vec![round as u8; 3]).unwrap_or(0);
         if number == 0 {

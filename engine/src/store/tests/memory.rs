@@ -31,7 +31,8 @@ fn a_scan_of_ten_caches_stays_within_the_limit() {
     writer.publish();
     checkpoint(&store, &mut writer, b"");
     writer.publish();
-    assert_eq!(writer.dirty_bytes(), 0);
+    // Nothing is dirty but pages that moving away from the file's end touched.
+    assert!(writer.dirty_bytes() < 200 << 10);
     assert!(
         store.stats().in_use_bytes > 10 * limit as u64,
         "{:?}",

@@ -270,8 +270,8 @@ fn an_emptied_store_gives_all_space_back() {
     let full = run.store.check(&mut runs_by_flag).unwrap();
     assert_eq!(full.entries, keys.len() as u64);
     keys.iter().for_each(|key| run.remove(key));
-    run.writer.request_shrink();
-    for _ in 0..5 {
+    run.writer.request_shrink().unwrap();
+    for _ in 0..6 {
         run.writer.publish();
         checkpoint(&run.store, &mut run.writer, b"empty");
     }
@@ -287,5 +287,51 @@ fn an_emptied_store_gives_all_space_back() {
         stats.allocated_bytes
     );
     run.durable = Model::new();
+    run.reopen();
+}
+
+/// Half of everything goes, all over the file: pages move to the front, the file shrinks, the contents stay.
+#[test]
+fn a_store_with_holes_is_packed() {
+    let mut rng = StdRng::seed_from_u64(6);
+    let mut run = Run::new(true);
+    for i in 0..6000u32 {
+        let key = [
+            &i.wrapping_mul(2_654_435_761).to_be_bytes()[..],
+            &[b'k'; 20],
+        ]
+        .concat();
+        let flags = rng.gen_range(0..2u8);
+        run.writer.insert(TreeId::K, &key, flags, &[1; 60]).unwrap();
+        run.model.insert(key, (flags, vec![1; 60]));
+    }
+    run.writer.publish();
+    checkpoint(&run.store, &mut run.writer, b"full");
+    let before = run.store.stats().file_bytes;
+    let keys: Vec<_> = run.model.keys().cloned().collect();
+    for part in keys.chunks(40) {
+        part.iter().take(36).for_each(|key| run.remove(key));
+    }
+    run.writer.publish();
+    checkpoint(&run.store, &mut run.writer, b"holes");
+    run.writer.request_shrink().unwrap();
+    let mut rounds = 0;
+    while run.writer.shrinking() {
+        rounds += 1;
+        assert!(rounds < 60, "it comes to an end");
+        let snapshot = run.writer.publish();
+        let model = run.model.clone();
+        run.compare(&mut rng, &snapshot, &model);
+        drop(snapshot);
+        checkpoint(&run.store, &mut run.writer, b"packing");
+        run.store.check(&mut runs_by_flag).unwrap();
+    }
+    let stats = run.store.stats();
+    assert!(stats.file_bytes < before / 3, "{before} {stats:?}");
+    assert!(
+        stats.file_bytes < (stats.in_use_bytes + (128 << 10)) * 12 / 10,
+        "{stats:?}"
+    );
+    run.durable = run.model.clone();
     run.reopen();
 }
