@@ -259,10 +259,16 @@ impl Writer {
         self.store.dirty_bytes() as u64
     }
 
-    /// Gives free space at the end of the file back after the next two checkpoints.
+    /// Begins to move pages from the end of the file to free space before it, and has the checkpoints
+    /// to come cut off the end. [`Writer::shrinking`] tells when nothing is left to do.
     pub fn shrink(&mut self) {
-        // Nothing but the size of the file depends on it; pages that cannot be read are met again.
+        // Nothing but the size of the file depends on it; a page that cannot be read is met again.
         let _ = self.store.request_shrink();
+    }
+
+    /// Whether a shrink that was begun goes on; it needs publishes and checkpoints to.
+    pub fn shrinking(&self) -> bool {
+        self.store.shrinking()
     }
 
     pub(crate) fn check_usable(&self) -> Result<()> {

@@ -146,6 +146,8 @@ pub(super) fn run(shared: &Shared, job: Job) {
         let durable = shared.durable();
         let callbacks = lock(&shared.callbacks).clone();
         callbacks.iter().for_each(|callback| callback(&durable));
+        // Whoever waits for this checkpoint finds what the callbacks did.
+        lock(&shared.durable).announced = number;
     } else {
         lock(&shared.durable).failed = number;
     }
@@ -254,6 +256,7 @@ impl<'a> Output<'a> {
             slot,
             map,
             failed: 0,
+            announced: 0,
         })
     }
 
@@ -467,7 +470,11 @@ impl<'a> Output<'a> {
         let mut dropped = job.frozen.dropped.clone();
         dropped.append(&mut self.map_dropped);
         let publish = state.publish;
-        *lock(&self.shared.durable) = state;
+        {
+            let mut durable = lock(&self.shared.durable);
+            let announced = durable.announced;
+            *durable = DurableState { announced, ..state };
+        }
         lock(&self.shared.alloc).drop_later(self.number, publish, dropped);
         self.shared.reclaim();
         tidy(self.shared);

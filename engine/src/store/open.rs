@@ -396,6 +396,7 @@ fn build(
             slot,
             map,
             failed: 0,
+            announced: meta.checkpoint,
         },
         alloc,
         file_len: found.len,

@@ -31,6 +31,8 @@ pub(super) struct DurableState {
     pub map: Map,
     /// The newest checkpoint that failed for want of space.
     pub failed: u64,
+    /// The newest one whose callbacks have returned.
+    pub announced: u64,
 }
 
 /// How a checkpoint ended.
@@ -49,7 +51,10 @@ pub(super) struct Jobs {
     pub done: Option<JobDone>,
     /// Pages to be freed where nobody waits for it.
     pub buried: Vec<Arc<Node>>,
+    /// The writer is going: the thread ends when nothing is left to do.
     pub closing: bool,
+    /// The thread has ended: no checkpoint will come any more.
+    pub closed: bool,
 }
 
 #[derive(Default)]

@@ -43,7 +43,7 @@ impl Store {
     }
 
     fn outcome_of(&self, durable: &DurableState, number: u64) -> Option<Result<()>> {
-        if durable.checkpoint >= number {
+        if durable.announced >= number {
             return Some(Ok(()));
         }
         if let Err(error) = self.shared.check_poison() {
@@ -54,12 +54,10 @@ impl Store {
                 file: self.shared.path().to_path_buf(),
             }));
         }
-        lock(&self.shared.jobs)
-            .closing
-            .then_some(Err(Error::Closed))
+        lock(&self.shared.jobs).closed.then_some(Err(Error::Closed))
     }
 
-    /// Waits until checkpoint `number` or a later one is durable. An error when it failed or never will be.
+    /// Waits until checkpoint `number` or a later one is durable and its callbacks have returned. An error when it failed or never will be.
     pub fn wait_durable(&self, number: u64) -> Result<()> {
         let mut durable = lock(&self.shared.durable);
         loop {
@@ -74,7 +72,8 @@ impl Store {
         }
     }
 
-    /// Calls `f` after each checkpoint that became durable, in order, on the checkpoint thread.
+    /// Calls `f` after each checkpoint that became durable, in order, on the checkpoint thread. It must not wait for a
+    /// checkpoint itself.
     pub fn on_durable(&self, f: Box<dyn Fn(&Durable) + Send + Sync>) {
         lock(&self.shared.callbacks).push(Arc::from(f));
     }
@@ -323,6 +322,7 @@ impl Drop for StoreWriter {
             // A panic there was reported and ended in `fatal` already.
             let _ = thread.join();
         }
+        lock(&self.shared().jobs).closed = true;
         let durable = lock(&self.shared().durable);
         self.shared().durable_moved.notify_all();
         drop(durable);
