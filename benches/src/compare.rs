@@ -49,7 +49,14 @@ pub async fn run(args: CompareArgs) -> Result<(), AnyError> {
             for _ in 0..args.rounds {
                 for (server, rounds) in servers.iter().zip(&mut rounds) {
                     rounds.push(
-                        driver::measure(&server.target, kind, shape, &args.load, None).await?,
+                        driver::measure(
+                            &server.target,
+                            kind,
+                            shape,
+                            &args.load,
+                            crate::pace(args.rate),
+                        )
+                        .await?,
                     );
                 }
             }

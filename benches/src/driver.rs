@@ -139,7 +139,9 @@ pub async fn measure(
     }
     let mut watchers = Vec::new();
     if kind == Kind::Watch {
-        for channel in channels.iter().skip(1) {
+        // The first connection writes; with one connection the watchers share it.
+        let writers = usize::from(channels.len() > 1);
+        for channel in channels.iter().skip(writers) {
             for _ in 0..shape.streams {
                 watchers.push(watch(channel.clone(), delivered.clone()).await?);
             }

@@ -108,6 +108,9 @@ pub struct CompareArgs {
     /// Rounds per server; medians are reported.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Requests per second in all (open loop: latency counts from the intended start); 0 = closed loop.
+    #[arg(long, default_value_t = 0.0)]
+    rate: f64,
     /// Where the data directories go; default: a temporary directory.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -132,6 +135,11 @@ fn main() -> Result<(), AnyError> {
     })
 }
 
+/// Time between two intended starts; none in a closed loop.
+pub fn pace(rate: f64) -> Option<Duration> {
+    (rate > 0.0).then(|| Duration::from_secs_f64(1.0 / rate))
+}
+
 async fn run(args: RunArgs) -> Result<(), AnyError> {
     let target = driver::Target {
         endpoint: args.endpoint,
@@ -146,7 +154,7 @@ async fn run(args: RunArgs) -> Result<(), AnyError> {
     };
     println!("{}", report::HEADER);
     for kind in args.workload {
-        let pace = (args.rate > 0.0).then(|| Duration::from_secs_f64(1.0 / args.rate));
+        let pace = pace(args.rate);
         let result = driver::measure(&target, kind, shape, &args.load, pace).await?;
         println!("{}", report::row("", kind, shape, &result));
     }

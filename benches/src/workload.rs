@@ -24,7 +24,8 @@ pub enum Kind {
     Range100,
     /// Serializable range of 100 keys.
     Range100Serializable,
-    /// Puts under one prefix with a watcher on every stream but the first connection's.
+    /// Puts under one prefix by the first connection, with a watcher per call in flight of every
+    /// other one (of the same one, when there is no other).
     Watch,
 }
 
