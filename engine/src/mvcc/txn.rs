@@ -106,13 +106,30 @@ impl<'w> Txn<'w> {
     /// Gives `key` a new version and answers the live version it replaced. An error is final for
     /// the writer.
     pub fn put(&mut self, key: Bytes, value: Bytes, lease: i64) -> Result<Option<KeyValue>> {
+        self.put_with(key, value, lease, true)
+    }
+
+    /// As [`Txn::put`]; the replaced version may be left out unless `want_prev`.
+    pub fn put_with(
+        &mut self,
+        key: Bytes,
+        value: Bytes,
+        lease: i64,
+        want_prev: bool,
+    ) -> Result<Option<KeyValue>> {
         if key.is_empty() {
             return Err(Error::Invalid("a key must not be empty".into()));
         }
-        self.guarded(|txn| txn.put_inner(key, value, lease))
+        self.guarded(|txn| txn.put_inner(key, value, lease, want_prev))
     }
 
-    fn put_inner(&mut self, key: Bytes, value: Bytes, lease: i64) -> Result<Option<KeyValue>> {
+    fn put_inner(
+        &mut self,
+        key: Bytes,
+        value: Bytes,
+        lease: i64,
+        want_prev: bool,
+    ) -> Result<Option<KeyValue>> {
         let old = self.old(&key)?;
         let (create, version) = match old.as_ref().and_then(|old| old.live.as_ref()) {
             Some(live) => (live.create, live.version + 1),
@@ -124,7 +141,8 @@ impl<'w> Txn<'w> {
             lease,
             value: &value,
         };
-        let prev = self.change(&key, old, Some(&new), true)?;
+        let want_prev = want_prev || !self.writer.pending.overflow;
+        let prev = self.change(&key, old, Some(&new), want_prev)?;
         let pending = &mut self.writer.pending;
         if !pending.overflow {
             pending.push(Event {

@@ -32,7 +32,8 @@ pub struct Published {
     /// The events since the last publication, in order. Empty when `overflow`.
     pub events: Arc<[Event]>,
     /// There were more events than [`Options::publish_bytes_max`](crate::Options) allows to hold
-    /// in memory; read them from the view, from the revision after the last publication's.
+    /// in memory, or [`Writer::skip_events`] was called; read them from the view, from the
+    /// revision after the last publication's.
     pub overflow: bool,
 }
 
@@ -103,6 +104,13 @@ impl Writer {
     /// Begins one request. All its changes share the next revision.
     pub fn txn(&mut self) -> Txn<'_> {
         Txn::new(self)
+    }
+
+    /// Does not gather events for the next publication, which then says `overflow`: nobody would
+    /// look at them. History has them all the same.
+    pub fn skip_events(&mut self) {
+        self.pending.overflow = true;
+        self.pending.events = Vec::new();
     }
 
     pub(crate) fn reader<'a>(&'a self, open: Option<&'a OpenChunk>) -> Reader<'a, StoreWriter> {

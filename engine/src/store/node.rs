@@ -17,6 +17,62 @@ pub(super) struct Node {
     pub made: u64,
 }
 
+impl Drop for Node {
+    fn drop(&mut self) {
+        spare::keep(std::mem::take(&mut self.buf));
+    }
+}
+
+/// Memory of dropped pages, for copies to come: each batch of changes drops about as many pages as it
+/// copies, and blocks of this size are dear for the allocator. What is beyond the bound is freed.
+mod spare {
+    use std::sync::Mutex;
+
+    /// Pages kept at most, over all stores of the process.
+    const PAGES_MAX: usize = 512;
+
+    static PAGES: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+
+    pub fn copy_of(page: &[u8]) -> Box<[u8]> {
+        let spare = crate::store::lock(&PAGES).pop();
+        match spare {
+            Some(mut buf) if buf.len() == page.len() => {
+                buf.copy_from_slice(page);
+                buf
+            }
+            _ => Box::from(page),
+        }
+    }
+
+    pub fn keep(buf: Box<[u8]>) {
+        if buf.is_empty() {
+            return;
+        }
+        let mut pages = crate::store::lock(&PAGES);
+        if pages.len() < PAGES_MAX {
+            pages.push(buf);
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn copies_are_whole_whatever_was_kept_and_the_bound_holds() {
+            for round in 0..3u8 {
+                for bytes in [512, 4096, 8192] {
+                    let page: Box<[u8]> = (0..bytes).map(|i| (i % 251) as u8 ^ round).collect();
+                    let copies: Vec<_> = (0..PAGES_MAX).map(|_| copy_of(&page)).collect();
+                    assert!(copies.iter().all(|copy| *copy == page));
+                    copies.into_iter().for_each(keep);
+                    assert!(crate::store::lock(&PAGES).len() <= PAGES_MAX);
+                }
+            }
+        }
+    }
+}
+
 /// Children in one piece of the table.
 const PIECE: usize = 16;
 
@@ -84,7 +140,7 @@ impl Node {
     /// An unwritten copy to be changed, part of publish `made`.
     pub fn copy(&self, made: u64) -> Node {
         Node {
-            buf: self.buf.clone(),
+            buf: spare::copy_of(&self.buf),
             kids: self.kids.clone(),
             addr: OnceLock::new(),
             made,

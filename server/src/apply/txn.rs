@@ -398,7 +398,7 @@ pub fn put(state: &mut engine::Txn<'_>, r: &pb::PutRequest) -> engine::Result<pb
             lease = old.lease;
         }
     }
-    let prev = state.put(r.key.clone(), value, lease)?;
+    let prev = state.put_with(r.key.clone(), value, lease, r.prev_kv)?;
     Ok(pb::PutResponse {
         header: Some(header(revision_now(state))),
         prev_kv: prev.filter(|_| r.prev_kv).map(to_proto),

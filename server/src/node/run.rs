@@ -388,6 +388,10 @@ impl NodeLoop {
         };
         let (index, term) = (last.index, last.term);
         let mut verdicts = Vec::new();
+        if self.feed.watchers() == 0 {
+            // Whoever comes before the publication is caught up from history.
+            self.applier.writer().skip_events();
+        }
         for entry in &committed {
             match entry.kind {
                 EntryKind::Normal => {
