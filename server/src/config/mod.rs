@@ -60,7 +60,7 @@ pub enum AutoCompaction {
 /// How files are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalBackend {
-    /// io_uring where a probe works, else blocking calls.
+    /// What measured best: blocking calls for the log; for the tree io_uring where a probe works.
     Auto,
     /// io_uring or refuse to start.
     Uring,
