@@ -21,11 +21,13 @@ pub async fn drive(hub: Arc<Hub>, engine: engine::Engine) {
 
 async fn hand_out(hub: Arc<Hub>) {
     loop {
-        while hub.pump() {
+        let more = hub.pump();
+        let next = hub.tick(Instant::now().into_std());
+        if more {
             // Streams drain between the steps, so that a burst does not overflow them.
             tokio::task::yield_now().await;
+            continue;
         }
-        let next = hub.tick(Instant::now().into_std());
         let sleep = match next {
             Some(due) => due.saturating_duration_since(Instant::now().into_std()),
             None => Duration::from_secs(3600),

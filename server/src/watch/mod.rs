@@ -22,6 +22,7 @@
 mod drive;
 mod feed;
 mod frame;
+mod history;
 mod hub;
 mod index;
 mod slots;
@@ -31,4 +32,5 @@ mod tests;
 pub use drive::drive;
 pub use feed::{Feed, Marks, Options};
 pub use frame::{EventRef, Pieces, WatchFrame, WatchReply, reason};
-pub use hub::{History, HistoryError, Hub, HubStats, PastEvent, Seen, WatchStream};
+pub use history::{History, HistoryError, PastEvent};
+pub use hub::{Hub, HubStats, Seen, WatchStream};

@@ -5,7 +5,8 @@ mod rules;
 mod stress;
 
 use super::feed::{Feed, Options};
-use super::hub::{History, HistoryError, Hub, PastEvent, Seen, WatchStream};
+use super::history::{History, HistoryError, PastEvent};
+use super::hub::{Hub, Seen, WatchStream};
 use crate::limits::Limits;
 use engine::{Event, EventKind, EventsEnd, KeyValue, Revision};
 use quorate_proto::etcdserverpb as pb;

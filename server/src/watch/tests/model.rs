@@ -274,9 +274,8 @@ fn run(seed: u64) {
             54..56 => {
                 if let Some(client) = clients.choose_mut(&mut rng) {
                     let ids: Vec<_> = client.watches.keys().copied().collect();
-                    if let Some(&id) = ids.choose(&mut rng)
-                        && !client.canceled.contains(&id)
-                    {
+                    let id = ids.choose(&mut rng);
+                    if let Some(&id) = id.filter(|id| !client.canceled.contains(id)) {
                         client.canceled.push(id);
                         client.stream.cancel(id, world.store.seen());
                     }

@@ -61,6 +61,23 @@ fn read(stream: &WatchStream, max: usize, got: &mut Vec<(bytes::Bytes, i64)>) ->
     end
 }
 
+/// Repeats a step until it is told to stop.
+fn until(stop: &tokio::sync::watch::Sender<bool>, step: impl AsyncFn()) {
+    let mut stop = stop.subscribe();
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(async {
+        let steps = async {
+            loop {
+                step().await;
+            }
+        };
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = steps => {}
+        }
+    });
+}
+
 #[test]
 fn nothing_is_lost_between_threads() {
     for round in 0..3 {
@@ -86,7 +103,7 @@ fn nothing_is_lost_between_threads() {
             done: AtomicBool::new(false),
         };
         let hubs = [feed.hub(), feed.hub()];
-        let stop = AtomicBool::new(false);
+        let stop = tokio::sync::watch::Sender::new(false);
         std::thread::scope(|scope| {
             let clients: Vec<_> = (0..6)
                 .map(|i| {
@@ -97,22 +114,20 @@ fn nothing_is_lost_between_threads() {
             for hub in &hubs {
                 let (stop, shared) = (&stop, &shared);
                 scope.spawn(move || {
-                    while !stop.load(Ordering::SeqCst) {
-                        if !hub.pump() {
-                            std::thread::yield_now();
-                        }
-                    }
+                    until(stop, async || {
+                        while hub.pump() {}
+                        hub.wait().await;
+                    })
                 });
                 scope.spawn(move || {
-                    while !stop.load(Ordering::SeqCst) {
-                        let past = || Past {
-                            store: shared.store.lock().unwrap().clone(),
-                            during: Box::new(|| {}),
-                        };
-                        if !hub.catch_up(past) {
-                            std::thread::yield_now();
-                        }
-                    }
+                    let past = || Past {
+                        store: shared.store.lock().unwrap().clone(),
+                        during: Box::new(|| {}),
+                    };
+                    until(stop, async || {
+                        while hub.catch_up(past) {}
+                        hub.wait_history().await;
+                    })
                 });
             }
             let mut rng = StdRng::seed_from_u64(round);
@@ -134,7 +149,7 @@ fn nothing_is_lost_between_threads() {
             }
             shared.done.store(true, Ordering::SeqCst);
             let ended: Vec<_> = clients.into_iter().map(|c| c.join()).collect();
-            stop.store(true, Ordering::SeqCst);
+            stop.send_replace(true);
             for result in ended {
                 result.unwrap_or_else(|failed| std::panic::resume_unwind(failed));
             }
