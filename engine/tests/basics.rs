@@ -309,3 +309,57 @@ fn scans_of_events_stop_between_revisions() {
         .expect("reads");
     assert_eq!((end.next_main, end.reached_end), (5, false));
 }
+
+#[test]
+fn compaction_frees_large_values_of_few_events() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (engine, mut w) = open(&dir);
+    let large = "v".repeat(100_000);
+    for _ in 0..20 {
+        put(&mut w, "a", &large);
+    }
+    let last = put(&mut w, "b", "1");
+    let checkpoint = |w: &mut Writer| {
+        publish(w);
+        let number = w.checkpoint().expect("starts").expect("none was running");
+        engine.wait_durable(number).expect("durable");
+    };
+    // Half of the history in a sealed chunk, half in the open one.
+    checkpoint(&mut w);
+    for _ in 0..20 {
+        put(&mut w, "a", &large);
+    }
+    publish(&mut w);
+    let before = engine.stats().in_use_bytes;
+    assert!(before > 40 * 100_000);
+    let expected = engine.view().hash_kv(last + 20).expect("hashes").hash;
+    w.compact(last + 10).expect("compacts");
+    while w.compact_step(Budget { events: 3 }).expect("steps") == CompactProgress::More {}
+    // Space is free once no durable state needs it.
+    for _ in 0..3 {
+        put(&mut w, "c", "1");
+        checkpoint(&mut w);
+    }
+    let after = engine.stats().in_use_bytes;
+    assert!(after < 14 * 100_000, "{after} of {before} bytes in use");
+    let view = engine.view();
+    engine.check(&view).expect("sound");
+    let kv = view.get(b"a", last + 10).expect("reads").expect("kept");
+    assert_eq!(kv.mod_revision, last + 10);
+    assert_eq!(kv.value.len(), large.len());
+    assert_ne!(
+        view.hash_kv(last + 20).expect("hashes").hash,
+        expected,
+        "history below is gone from the hash"
+    );
+    // The rest goes with the next compaction.
+    w.compact(last + 20).expect("compacts");
+    while w.compact_step(Budget { events: 3 }).expect("steps") == CompactProgress::More {}
+    for _ in 0..3 {
+        put(&mut w, "c", "1");
+        checkpoint(&mut w);
+    }
+    let after = engine.stats().in_use_bytes;
+    assert!(after < 4 * 100_000, "{after} bytes in use");
+    engine.check(&engine.view()).expect("sound");
+}

@@ -1,21 +1,21 @@
 //! The physical part of compaction: dropping history that no read may ask for any more.
 //!
-//! Logical compaction only moves the compact revision C (`Writer::compact`). This part then takes
-//! whole chunks from the old end of the event log as long as their last revision is below C.
-//! Taking a chunk means, for each of its events:
+//! Logical compaction only moves the compact revision C (`Writer::compact`). This part then goes
+//! through the events below C from the old end of the event log and takes each apart:
 //!
 //! - the run of the previous value is freed: the event was its last owner;
 //! - a delete's tombstone is removed from K, if K still holds that very tombstone.
 //!
-//! Events at C itself stay, since a watch may start there. A chunk that reaches C or beyond stays
-//! whole until a later compaction.
+//! A chunk whose events are all below C is dropped. The one in which C lies stays, with its events
+//! below C taken apart: few events with large values fill no chunk, and what they own must not
+//! stay for that. Events at C itself are not touched, since a watch may start there.
 //!
 //! Invariants:
 //! 1. The sweep position says which events of the oldest chunk are taken apart already. It is
 //!    part of every checkpoint, so a crash neither skips an event nor frees a run twice.
 //! 2. No event at or above C is touched. Reads at or above C never follow an event below it.
-//! 3. When `compact_done` equals C, no sealed chunk has a last revision below C and K holds no
-//!    tombstone older than the oldest chunk.
+//! 3. When `compact_done` equals C, no chunk has a last revision below C, no event below C owns a
+//!    run, and K holds no tombstone below C.
 
 use crate::events::chunk::{ChunkView, EventView, Prev};
 use crate::events::log::{ChunkEntry, index_key};
@@ -29,12 +29,23 @@ pub(crate) fn step(writer: &mut Writer, budget: Budget) -> Result<CompactProgres
     if writer.meta.compact_done == writer.meta.compact_revision {
         return Ok(CompactProgress::Done);
     }
+    // What is taken apart must be in chunks that are known to the index.
+    if writer
+        .log
+        .first()
+        .is_some_and(|first| first.main < keep_from(writer))
+    {
+        writer.log.seal(&mut writer.store)?;
+    }
     while let Some((first, entry)) = oldest(writer)? {
-        if entry.last.main >= keep_from(writer) {
+        if first.main >= keep_from(writer) {
             break;
         }
         if left == 0 || !take_apart(writer, &entry, &mut left)? {
             return Ok(CompactProgress::More);
+        }
+        if entry.last.main >= keep_from(writer) {
+            break;
         }
         writer.store.remove(TreeId::E, &index_key(first))?;
         writer.store.free_run(entry.run);
@@ -44,7 +55,7 @@ pub(crate) fn step(writer: &mut Writer, budget: Budget) -> Result<CompactProgres
     Ok(CompactProgress::Done)
 }
 
-/// Chunks that end below this are dropped.
+/// Events below this are taken apart, chunks that end below it dropped.
 fn keep_from(writer: &Writer) -> i64 {
     #[cfg(test)]
     if writer.drops_too_much {
@@ -62,8 +73,8 @@ fn oldest(writer: &Writer) -> Result<Option<(Revision, ChunkEntry)>> {
     ChunkEntry::decode(cursor.key(), cursor.value()).map(Some)
 }
 
-/// Drops what the events of a chunk own, from the sweep position on. False: the budget ended
-/// before the chunk did.
+/// Drops what the events of a chunk own, from the sweep position to the end or the first event to
+/// be kept. False: the budget ended first.
 fn take_apart(writer: &mut Writer, entry: &ChunkEntry, left: &mut usize) -> Result<bool> {
     if entry.deletes == 0 && entry.prev_runs == 0 {
         *left -= 1;
@@ -72,9 +83,11 @@ fn take_apart(writer: &mut Writer, entry: &ChunkEntry, left: &mut usize) -> Resu
     let bytes = writer.store.read_run(entry.run)?;
     let chunk = ChunkView::sealed(&bytes)?;
     for i in chunk.lower_bound(writer.meta.sweep)..chunk.len() {
-        if *left == 0 {
-            writer.meta.sweep = chunk.rev(i);
-            return Ok(false);
+        let rev = chunk.rev(i);
+        let kept = rev.main >= keep_from(writer);
+        if kept || *left == 0 {
+            writer.meta.sweep = rev;
+            return Ok(kept);
         }
         *left -= 1;
         drop_event(writer, &chunk.event(i)?)?;

@@ -137,6 +137,11 @@ impl EventLog {
         self.next_seq
     }
 
+    /// The first event of the open chunk.
+    pub(crate) fn first(&self) -> Option<Revision> {
+        self.open.as_ref().map(|open| open.first)
+    }
+
     /// Appends one event, sealing the open chunk first when it is full.
     pub(crate) fn append(
         &mut self,
