@@ -135,7 +135,7 @@ impl fmt::Display for Refusal {
         if self.can_accept {
             write!(
                 f,
-                " (2) accept the loss: open once with accept-loss set, which cuts the log here for \
+                " (2) accept the loss: start once with --wal-accept-loss, which cuts the log here for \
                  good and may break promises made to clients and peers."
             )
         } else {

@@ -167,6 +167,7 @@ pub fn open(config: &Config, limits: &Limits, hook: Arc<dyn LeaseHook>) -> Resul
             WalBackend::Uring => raftlog::Backend::Uring,
         },
         identity,
+        accept_loss: config.wal_accept_loss,
         committed: (applied.index > 0).then_some(raftlog::Committed {
             index: applied.index,
             term: applied.term,

@@ -88,6 +88,7 @@ pub fn run(config: Config) -> Result<Option<i32>, String> {
         log,
         replica,
         feed: feed.clone(),
+        observer: Arc::new(gauges::NodeWork(metrics.clone())),
         network_threads: threads.count(),
         tick: config.heartbeat,
         catchup_entries: config.snapshot_catchup_entries,
@@ -117,7 +118,7 @@ pub fn run(config: Config) -> Result<Option<i32>, String> {
         lessor.clone(),
         hubs,
     ));
-    gauges::refresh(&metrics, &node, &feed, counters, &limits);
+    gauges::refresh(&metrics, &node, &feed, counters, lessor.clone(), &limits);
     let outcome = runtime.block_on(async {
         publish(&node, &config).await?;
         tokio::spawn(set_cluster_version(node.clone()));

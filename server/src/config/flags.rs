@@ -1026,6 +1026,14 @@ pub const FLAGS: &[Flag] = &[
         "Memory for cached pages of the tree file, in bytes.",
     ),
     flag(
+        QUORATE,
+        "wal-accept-loss",
+        Bool,
+        "false",
+        Works,
+        "Open a damaged log by cutting it where the damage begins. Loses acknowledged writes: for one start, when there is no other way.",
+    ),
+    flag(
         MISC,
         "config-file",
         Text,

@@ -103,6 +103,7 @@ pub struct Config {
     pub watch_progress_notify_interval: Duration,
     pub wal_backend: WalBackend,
     pub cache_bytes: usize,
+    pub wal_accept_loss: bool,
     /// Lines to log once logging is up: flags without effect, unknown variables.
     pub warnings: Vec<String>,
 }
@@ -605,6 +606,7 @@ fn build(values: Values, mut warnings: Vec<String>) -> Result<Config, ConfigErro
             "sync" => WalBackend::Sync,
             other => return Err(bad(format!("invalid value {other:?} for --wal-backend"))),
         },
+        wal_accept_loss: parse_bool(values.text("wal-accept-loss")) == Some(true),
         cache_bytes: usize::try_from(cache_bytes)
             .map_err(|_| bad("--cache-bytes is too large"))?
             .max(1 << 20),

@@ -30,15 +30,16 @@ pub async fn expire<N: Node>(node: Arc<N>, lessor: Arc<Lessor>) {
                 // Another leader counts now, and may have renewed it.
                 break;
             }
-            let node = node.clone();
+            let (node, lessor) = (node.clone(), lessor.clone());
             tokio::spawn(async move {
                 let request = pb::InternalRaftRequest {
                     lease_revoke: Some(pb::LeaseRevokeRequest { id }),
                     ..Default::default()
                 };
                 // A client may have been faster; anything else is tried again by a later scan.
-                if let Err(status) = node.propose(request).await {
-                    tracing::debug!(lease = id, %status, "lease not revoked yet");
+                match node.propose(request).await {
+                    Ok(_) => lessor.count_expiration(),
+                    Err(status) => tracing::debug!(lease = id, %status, "lease not revoked yet"),
                 }
                 drop(permit);
             });

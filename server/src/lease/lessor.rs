@@ -19,6 +19,7 @@ use quorate_proto::leasepb;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -89,6 +90,8 @@ pub struct Lessor {
     clock: Arc<dyn Clock>,
     election_timeout: Duration,
     revoked: Notify,
+    renewals: AtomicU64,
+    expirations: AtomicU64,
 }
 
 impl Lessor {
@@ -99,6 +102,8 @@ impl Lessor {
             clock,
             election_timeout,
             revoked: Notify::new(),
+            renewals: AtomicU64::new(0),
+            expirations: AtomicU64::new(0),
         }
     }
 
@@ -193,9 +198,24 @@ impl Lessor {
             Some(lease) => {
                 // A lease that was spread out keeps its later deadline.
                 lease.deadline = lease.deadline.max(after(now, lease.ttl_s));
+                self.renewals.fetch_add(1, Ordering::Relaxed);
                 Renewal::Renewed(lease.ttl_s)
             }
         }
+    }
+
+    /// Renewals since the start.
+    pub fn renewals(&self) -> u64 {
+        self.renewals.load(Ordering::Relaxed)
+    }
+
+    /// Leases revoked because their time was over, since the start.
+    pub fn expirations(&self) -> u64 {
+        self.expirations.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_expiration(&self) {
+        self.expirations.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Completes at the next revocation. Create it, then look, then await it.

@@ -5,7 +5,7 @@ use crate::apply::{Alarms, Applier, Counters, Observer};
 use crate::lease::{LeaseHook, Lessor};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::node::{Node, NodeHandle};
+use crate::node::{self, Node, NodeHandle};
 use crate::watch::Feed;
 use prometheus::{Histogram, IntCounter};
 use quorate_proto::etcdserverpb::AlarmType;
@@ -62,6 +62,37 @@ impl LeaseHook for CountedLeases {
     }
 }
 
+/// Background work of the node.
+pub struct NodeWork(pub Arc<Metrics>);
+
+impl node::Observer for NodeWork {
+    fn checkpoint(&self, took: Duration) {
+        let seconds = &self.0.disk.backend_commit_seconds;
+        seconds.observe(took.as_secs_f64());
+    }
+
+    fn compacted(&self, took: Duration) {
+        let mvcc = &self.0.mvcc;
+        let milliseconds = &mvcc.compaction_total_milliseconds;
+        milliseconds.observe(took.as_secs_f64() * 1e3);
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        mvcc.compaction_last
+            .set(since.map_or(0, |d| d.as_secs() as i64));
+    }
+
+    fn defragmented(&self, took: Option<Duration>) {
+        let disk = &self.0.disk;
+        disk.defrag_inflight.set(i64::from(took.is_none()));
+        if let Some(took) = took {
+            disk.backend_defrag_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    fn log_bytes(&self, total: u64) {
+        self.0.disk.wal_write_bytes.set(total as i64);
+    }
+}
+
 /// Hooks the measurements into apply and the log.
 pub fn observe(
     metrics: &Arc<Metrics>,
@@ -91,6 +122,7 @@ pub fn refresh(
     node: &NodeHandle,
     feed: &Arc<Feed>,
     counters: Arc<Counters>,
+    lessor: Arc<Lessor>,
     limits: &Limits,
 ) {
     let server = &metrics.server;
@@ -119,6 +151,8 @@ pub fn refresh(
         consensus(metrics, &node, &member);
         store(metrics, &node, &counters);
         watches(metrics, &feed);
+        raise(&metrics.lease.renewed, lessor.renewals());
+        raise(&metrics.lease.expired, lessor.expirations());
     });
 }
 

@@ -11,6 +11,7 @@ pub use run::{DIRTY_PERCENT_MAX, Fatal, NodeLoop, Parts, to_log};
 use crate::apply::Reply;
 use crate::status::Status;
 use quorate_proto::etcdserverpb as pb;
+use std::time::Duration;
 
 /// Who this member is; fixed at boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,26 @@ pub struct NodeStatus {
     pub committed: u64,
     /// Highest applied index.
     pub applied: u64,
+}
+
+/// What the node tells the metrics. Called on the node thread; must not block. Nothing flows back.
+pub trait Observer: Send + Sync + 'static {
+    /// A checkpoint became durable this long after it was started.
+    fn checkpoint(&self, took: Duration);
+    /// The history below a compacted revision was dropped; this long after the first slice.
+    fn compacted(&self, took: Duration);
+    /// A defragmentation began, or ended after this long.
+    fn defragmented(&self, took: Option<Duration>);
+    /// Bytes written to the log since the start.
+    fn log_bytes(&self, total: u64);
+}
+
+/// Nobody listens.
+impl Observer for () {
+    fn checkpoint(&self, _took: Duration) {}
+    fn compacted(&self, _took: Duration) {}
+    fn defragmented(&self, _took: Option<Duration>) {}
+    fn log_bytes(&self, _total: u64) {}
 }
 
 /// What the request path needs from the node. The production implementation is `NodeHandle`; tests of

@@ -17,10 +17,10 @@
 //! and a hand-over to a log thread and back would cost more than the write of a fast disk. Reads and
 //! watches never pass through here.
 
-use super::Identity;
 use super::completions::{Completions, Outcome};
 use super::handle::{HandleInner, Input, MAILBOX_BYTES_MAX, NodeHandle, Shared};
 use super::mailbox::{Drained, Mailbox};
+use super::{Identity, Observer};
 use crate::apply::Applier;
 use crate::limits::Limits;
 use crate::status::{Status, errors};
@@ -38,6 +38,8 @@ use tokio::sync::oneshot;
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 /// How often a running checkpoint or job is looked at when nothing else wakes the loop.
 const JOB_POLL: Duration = Duration::from_millis(2);
+/// Quiet after which the end of the log is sealed.
+const IDLE: Duration = Duration::from_millis(50);
 /// How often the free space is looked at.
 const SPACE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long after a defragmentation the space is taken to have come free.
@@ -82,6 +84,7 @@ pub fn to_log(entry: &consensus::Entry) -> raftlog::Entry {
 
 /// A defragmentation on its way.
 struct Defragment {
+    since: Instant,
     /// Durable checkpoints still to come, each started after the one before.
     checkpoints_left: u8,
     waiters: Vec<Waiter>,
@@ -103,6 +106,8 @@ pub struct Parts {
     pub replica: Replica,
     /// Where published batches go.
     pub feed: Arc<Feed>,
+    /// Hears of background work.
+    pub observer: Arc<dyn Observer>,
     /// Network threads, each of which runs `NodeHandle::dispatch`.
     pub network_threads: usize,
     /// Time between two ticks of consensus.
@@ -120,6 +125,7 @@ pub struct NodeLoop {
     log: raftlog::Log,
     applier: Applier,
     feed: Arc<Feed>,
+    observer: Arc<dyn Observer>,
     tick: Duration,
     catchup_entries: u64,
     dirty_bytes_max: u64,
@@ -141,6 +147,11 @@ struct Work {
     checkpoint_wanted: bool,
     trimmed_to: u64,
     compacting: bool,
+    compacting_since: Option<Instant>,
+    /// The last compaction that was finished, -1 before the first.
+    compact_done: i64,
+    /// When the log last took something that no seal covers yet.
+    unsealed: Option<Instant>,
     compacted: Vec<(i64, Waiter)>,
     defragment: Option<Defragment>,
     /// Reads whose round is not over, by context.
@@ -153,7 +164,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(applied: u64) -> Work {
+    fn new(applied: u64, compact_done: i64) -> Work {
         let now = Instant::now();
         Work {
             next_tick: now,
@@ -166,6 +177,9 @@ impl Work {
             checkpoint_wanted: false,
             trimmed_to: 0,
             compacting: true,
+            compacting_since: None,
+            compact_done,
+            unsealed: None,
             compacted: Vec::new(),
             defragment: None,
             reads: Vec::new(),
@@ -183,7 +197,9 @@ impl NodeLoop {
     pub fn new(parts: Parts) -> (NodeLoop, NodeHandle) {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let boot_ms = since.map_or(0, |d| d.as_millis() as u64);
-        let applied = parts.engine.view().applied();
+        let view = parts.engine.view();
+        let (applied, compact_done) = (view.applied(), view.compact_done());
+        drop(view);
         let handle = Arc::new(HandleInner {
             mailbox: Mailbox::new(MAILBOX_BYTES_MAX),
             completions: Completions::new(parts.network_threads, parts.identity.member_id, boot_ms),
@@ -203,10 +219,11 @@ impl NodeLoop {
             log: parts.log,
             applier: parts.applier,
             feed: parts.feed,
+            observer: parts.observer,
             tick: parts.tick,
             catchup_entries: parts.catchup_entries,
             dirty_bytes_max: parts.dirty_bytes_max,
-            work: Work::new(applied.index),
+            work: Work::new(applied.index, compact_done),
         };
         (node, NodeHandle { inner: handle })
     }
@@ -220,6 +237,10 @@ impl NodeLoop {
             .store(false, Ordering::Release);
         self.handle.mailbox.close();
         self.handle.completions.close();
+        if result.is_ok() {
+            // Seals the end of the log; after an error nothing more is written.
+            self.log.close();
+        }
         self.handle.stopped.send_replace(true);
         result
     }
@@ -284,7 +305,9 @@ impl NodeLoop {
                     job.waiters.push(done);
                 }
                 None => {
+                    self.observer.defragmented(None);
                     self.work.defragment = Some(Defragment {
+                        since: Instant::now(),
                         checkpoints_left: 2,
                         waiters: vec![done],
                     });
@@ -306,6 +329,14 @@ impl NodeLoop {
         if now >= self.work.next_tick {
             self.replica.tick();
             self.work.next_tick = now + self.tick;
+        }
+        if let Some(since) = self.work.unsealed
+            && now.duration_since(since) >= IDLE
+        {
+            // The last batch gets a witness too: from now on damage to it is no torn tail.
+            self.log.idle();
+            self.log.sync();
+            self.work.unsealed = None;
         }
         if now >= self.work.next_expire {
             let limits = &self.handle.limits;
@@ -378,6 +409,7 @@ impl NodeLoop {
         }
         appended.map_err(|e| fatal(format!("the log takes no more: {e}")))?;
         self.log.sync();
+        self.work.unsealed = Some(Instant::now());
         Ok(())
     }
 
@@ -510,6 +542,7 @@ impl NodeLoop {
         if !self.work.compacting {
             return Ok(());
         }
+        let since = *self.work.compacting_since.get_or_insert_with(Instant::now);
         let progress = self
             .applier
             .writer()
@@ -517,6 +550,17 @@ impl NodeLoop {
             .map_err(fatal)?;
         if progress == engine::CompactProgress::Done {
             self.work.compacting = false;
+            self.work.compacting_since = None;
+            let done = self.applier.writer().compact_done();
+            if done > self.work.compact_done {
+                self.work.compact_done = done;
+                self.observer.compacted(since.elapsed());
+                tracing::info!(
+                    compact_revision = done,
+                    took = format!("{:?}", since.elapsed()),
+                    "finished scheduled compaction"
+                );
+            }
             let applied = self.applier.applied();
             self.publish(applied.index, applied.term)?;
             if !self.work.compacted.is_empty() {
@@ -533,6 +577,7 @@ impl NodeLoop {
         if now < self.work.next_space {
             return;
         }
+        self.observer.log_bytes(self.log.stats().flushed_bytes);
         let low = self.log.stats().disk_full || self.handle.engine.stats().no_space;
         let was = self.handle.shared.space_low.swap(low, Ordering::AcqRel);
         if low {
@@ -602,7 +647,11 @@ impl NodeLoop {
         };
         match self.handle.engine.checkpoint_outcome(number) {
             None => return Ok(()),
-            Some(Ok(())) => self.work.checkpoint = None,
+            Some(Ok(())) => {
+                self.work.checkpoint = None;
+                self.observer
+                    .checkpoint(self.work.last_checkpoint.elapsed());
+            }
             Some(Err(engine::Error::NoSpace)) => {
                 tracing::warn!("a checkpoint found no room on the disk; it will be tried again");
                 self.work.checkpoint = None;
@@ -624,6 +673,7 @@ impl NodeLoop {
             if job.checkpoints_left == 0
                 && let Some(job) = self.work.defragment.take()
             {
+                self.observer.defragmented(Some(job.since.elapsed()));
                 // Space has come free: what was refused for want of it may be tried at once.
                 self.log.retry_space();
                 self.handle.shared.space_low.store(false, Ordering::Release);
