@@ -44,6 +44,8 @@ const IDLE: Duration = Duration::from_millis(50);
 const SPACE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long after a defragmentation the space is taken to have come free.
 const SPACE_RECHECK: Duration = Duration::from_secs(2);
+/// Checkpoints one defragmentation makes at most while the file goes on shrinking.
+const SHRINK_CHECKPOINTS_MAX: u32 = 12;
 /// Wait after a checkpoint that found no room.
 const CHECKPOINT_RETRY: Duration = Duration::from_millis(500);
 /// Tries to free log segments before the member gives up, and the wait after each.
@@ -85,6 +87,8 @@ pub fn to_log(entry: &consensus::Entry) -> raftlog::Entry {
 /// A defragmentation on its way.
 struct Defragment {
     since: Instant,
+    /// Checkpoints made so far.
+    made: u32,
     /// Durable checkpoints still to come, each started after the one before.
     checkpoints_left: u8,
     waiters: Vec<Waiter>,
@@ -308,6 +312,7 @@ impl NodeLoop {
                     self.observer.defragmented(None);
                     self.work.defragment = Some(Defragment {
                         since: Instant::now(),
+                        made: 0,
                         checkpoints_left: 2,
                         waiters: vec![done],
                     });
@@ -670,6 +675,13 @@ impl NodeLoop {
         }
         if let Some(job) = &mut self.work.defragment {
             job.checkpoints_left = job.checkpoints_left.saturating_sub(1);
+            job.made += 1;
+            if job.checkpoints_left == 0
+                && job.made < SHRINK_CHECKPOINTS_MAX
+                && self.applier.writer().shrinking()
+            {
+                job.checkpoints_left = 1;
+            }
             if job.checkpoints_left == 0
                 && let Some(job) = self.work.defragment.take()
             {
@@ -719,8 +731,13 @@ impl NodeLoop {
         if !(due || aged || defragmenting || self.work.checkpoint_wanted) {
             return Ok(());
         }
-        if defragmenting {
-            self.applier.writer().shrink();
+        if let Some(job) = &self.work.defragment {
+            if job.made == 0 {
+                self.applier.writer().shrink();
+            }
+            // Pages move towards the front with every publish.
+            let applied = self.applier.applied();
+            self.publish(applied.index, applied.term)?;
         }
         let done = self.handle.engine.view().compact_done();
         let started = self.start_now()?;
