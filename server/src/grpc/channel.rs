@@ -26,6 +26,10 @@ pub const MESSAGES_MAX: usize = 128;
 /// Bytes a stream may hold before its handler waits.
 pub const BYTES_MAX: usize = 1 << 20;
 
+/// Small messages that wait together leave in pieces of up to this size: the smallest limit HTTP/2
+/// has for a frame.
+const GATHER_BYTES_MAX: usize = 16 << 10;
+
 /// One framed message: its first piece begins with the prefix.
 #[derive(Debug)]
 pub struct Framed {
@@ -203,6 +207,45 @@ impl Receiver {
     }
 }
 
+impl Receiver {
+    /// Puts the messages that wait behind `first` into one piece with it, as far as they fit a frame of
+    /// HTTP/2: a watch that fell behind sends many small messages, and a frame costs more than a copy.
+    pub fn gather(&mut self, first: Framed) -> Framed {
+        if !first.tail.is_empty() {
+            return first;
+        }
+        let mut state = self.shared.lock();
+        let first_len = first.head.len();
+        let mut len = first_len;
+        let more = state.queue.iter().take_while(|next| {
+            len += next.head.len();
+            next.tail.is_empty() && len <= GATHER_BYTES_MAX
+        });
+        let count = more.count();
+        if count == 0 {
+            return first;
+        }
+        let mut head = BytesMut::with_capacity(GATHER_BYTES_MAX.min(len));
+        head.put(first.head);
+        for next in state.queue.drain(..count) {
+            head.put(next.head);
+        }
+        state.bytes -= head.len() - first_len;
+        let sender = match state.is_full() {
+            true => None,
+            false => state.sender.take(),
+        };
+        drop(state);
+        if let Some(sender) = sender {
+            sender.wake();
+        }
+        Framed {
+            head: head.freeze(),
+            tail: Vec::new(),
+        }
+    }
+}
+
 impl Drop for Receiver {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
@@ -288,6 +331,35 @@ mod tests {
 
     async fn next(receiver: &mut Receiver) -> Out {
         poll_fn(|cx| receiver.poll_next(cx)).await
+    }
+
+    #[tokio::test]
+    async fn small_messages_that_wait_leave_together_in_order() {
+        let (mut responder, _finisher, mut receiver, _metrics) = pair();
+        let sizes = [10, 20, 0, 9_000, 9_000, 40_000, 5, 6, 16_380, 80, 7];
+        for (id, size) in sizes.into_iter().enumerate() {
+            let reason = "x".repeat(size);
+            responder.send(response(id as i64, &reason)).await.unwrap();
+        }
+        let (mut pieces, mut ids) = (Vec::new(), Vec::new());
+        while ids.len() < sizes.len() {
+            let Out::Message(first) = next(&mut receiver).await else {
+                panic!("ended before all messages");
+            };
+            let mut piece = receiver.gather(first).head;
+            let before = ids.len();
+            while !piece.is_empty() {
+                let prefix = piece.split_to(PREFIX_BYTES);
+                let len = u32::from_be_bytes(prefix[1..].try_into().unwrap()) as usize;
+                let message: pb::WatchResponse =
+                    prost::Message::decode(piece.split_to(len)).unwrap();
+                ids.push(message.watch_id);
+            }
+            pieces.push(ids.len() - before);
+        }
+        assert_eq!(ids, (0..sizes.len() as i64).collect::<Vec<_>>());
+        assert_eq!(pieces, [4, 1, 1, 2, 1, 2]);
+        assert_eq!(receiver.shared.lock().bytes, 0);
     }
 
     #[tokio::test]

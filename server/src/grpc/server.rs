@@ -220,7 +220,8 @@ struct Pieces {
 
 impl Pieces {
     fn take(&mut self, framed: Framed) {
-        if let Some(stream) = &self.stream {
+        if let Some(stream) = &mut self.stream {
+            let framed = stream.receiver.gather(framed);
             let pieces = std::iter::once(framed.head).chain(framed.tail);
             self.ready.extend(pieces.map(|p| stream.unsent.hold(p)));
         }
