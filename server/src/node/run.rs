@@ -195,6 +195,19 @@ impl Work {
     }
 }
 
+/// Tells everyone that the loop has ended, also when it ended by a panic: calls must not wait, and the
+/// process must not live on, behind a node that is gone.
+struct Ended(Arc<HandleInner>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.shared.reads_local.store(false, Ordering::Release);
+        self.0.mailbox.close();
+        self.0.completions.close();
+        self.0.stopped.send_replace(true);
+    }
+}
+
 impl NodeLoop {
     /// Puts the parts together. The loop runs with [`NodeLoop::run`]; the handle works at once, calls
     /// wait until then.
@@ -234,18 +247,12 @@ impl NodeLoop {
 
     /// Runs until the handle asks to stop. An error means state that cannot be trusted further.
     pub fn run(mut self) -> Result<(), Fatal> {
+        let _ended = Ended(self.handle.clone());
         let result = self.serve();
-        self.handle
-            .shared
-            .reads_local
-            .store(false, Ordering::Release);
-        self.handle.mailbox.close();
-        self.handle.completions.close();
         if result.is_ok() {
             // Seals the end of the log; after an error nothing more is written.
             self.log.close();
         }
-        self.handle.stopped.send_replace(true);
         result
     }
 
