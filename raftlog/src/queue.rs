@@ -176,10 +176,10 @@ impl Queue {
     }
 
     fn open_batch(&mut self, len: usize, state: &State) {
-        let at = self
-            .spare
-            .iter()
-            .position(|b| b.len() >= len)
+        // The smallest that will do: a large one was made for a record that fits nowhere else.
+        let fitting = (self.spare.iter().enumerate()).filter(|(_, b)| b.len() >= len);
+        let (at, _) = fitting
+            .min_by_key(|(_, b)| b.len())
             .expect("memory was provided");
         self.bytes += HEADER_BYTES;
         self.batches.push_back(Batch {

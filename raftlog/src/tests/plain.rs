@@ -76,6 +76,26 @@ fn what_gathers_behind_a_flush_goes_in_one_write() {
 }
 
 #[test]
+fn entries_around_and_above_a_buffer_go_in_one_append() {
+    let mut h = open(16 * KIB * KIB);
+    let sizes = [600, 600, 1500, 600, 3000, 1100, 2000, 10, 900];
+    let sizes = sizes.map(|kib| kib * KIB as usize);
+    for rotated in 0..sizes.len() as u64 {
+        let first = rotated * sizes.len() as u64 + 1;
+        let mut sizes = sizes;
+        sizes.rotate_left(rotated as usize);
+        let entries: Vec<_> = (first..).zip(sizes).map(|(i, s)| entry(i, 1, s)).collect();
+        h.append(&entries, None);
+        h.sync();
+        let last = entries.last().unwrap().index;
+        assert_eq!(
+            h.log().entries(first, last + 1, usize::MAX).unwrap(),
+            entries
+        );
+    }
+}
+
+#[test]
 fn a_roll_writes_header_then_roll_record_then_goes_on() {
     let mut h = open(16 * KIB);
     for i in 1..=2 {
