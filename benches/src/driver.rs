@@ -1,6 +1,7 @@
 //! Running a workload: connections × calls in flight, closed or open loop.
 
 use crate::procfs::{self, Usage};
+use crate::wire::{REQUEST_BYTES_MAX, Wire};
 use crate::workload::{Caller, Kind, key};
 use crate::{AnyError, LoadArgs};
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use hdrhistogram::Histogram;
 use quorate_proto::etcdserverpb as pb;
 use quorate_proto::etcdserverpb::kv_client::KvClient;
 use quorate_proto::etcdserverpb::watch_client::WatchClient;
+use std::collections::VecDeque;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -131,37 +133,40 @@ pub async fn measure(
     args: &LoadArgs,
     pace: Option<Duration>,
 ) -> Result<Measured, AnyError> {
+    if args.value_bytes + 200 > REQUEST_BYTES_MAX {
+        return Err(format!("values of more than {} bytes", REQUEST_BYTES_MAX - 200).into());
+    }
     let phase = Arc::new(AtomicU8::new(WARMING));
     let delivered = Arc::new(AtomicU64::new(0));
-    let mut channels = Vec::with_capacity(shape.connections);
-    for _ in 0..shape.connections {
-        channels.push(connect(target).await?);
-    }
     let mut watchers = Vec::new();
     if kind == Kind::Watch {
-        // The first connection writes; with one connection the watchers share it.
-        let writers = usize::from(channels.len() > 1);
-        for channel in channels.iter().skip(writers) {
+        // One connection of its own writes.
+        for _ in 0..shape.connections.saturating_sub(1).max(1) {
+            let channel = connect(target).await?;
             for _ in 0..shape.streams {
                 watchers.push(watch(channel.clone(), delivered.clone()).await?);
             }
         }
-        channels.truncate(1);
     }
-    let callers = (channels.len() * shape.streams) as u64;
-    let each_pace = pace.map(|p| p * callers as u32);
+    let connections = match kind {
+        Kind::Watch => 1,
+        _ => shape.connections,
+    };
+    let callers = (connections * shape.streams) as u64;
     let mut tasks = Vec::new();
-    for (c, channel) in channels.into_iter().enumerate() {
-        for s in 0..shape.streams {
-            let index = (c * shape.streams + s) as u64;
-            let caller = Caller::new(channel.clone(), kind, index, callers, args);
-            let offset = pace.map(|p| p * index as u32);
-            tasks.push(tokio::spawn(caller_loop(
-                caller,
-                phase.clone(),
-                each_pace.zip(offset),
-            )));
-        }
+    for c in 0..connections {
+        let wire = Wire::connect(&target.endpoint, kind.path()).await?;
+        let first = (c * shape.streams) as u64;
+        let of_connection: Vec<_> = (first..first + shape.streams as u64)
+            .map(|index| Caller::new(kind, index, callers, args))
+            .collect();
+        let pace = pace.map(|p| (p * callers as u32, p, first as u32));
+        tasks.push(tokio::spawn(connection_loop(
+            wire,
+            of_connection,
+            phase.clone(),
+            pace,
+        )));
     }
     tokio::time::sleep(Duration::from_secs_f64(args.warm_up)).await;
     let usage = || target.pid.and_then(procfs::usage);
@@ -176,7 +181,7 @@ pub async fn measure(
     let mut latencies = Histogram::<u64>::new(3)?;
     let mut errors = 0;
     for task in tasks {
-        let (histogram, failed) = task.await?;
+        let (histogram, failed) = task.await??;
         latencies.add(&histogram)?;
         errors += failed;
     }
@@ -201,43 +206,86 @@ pub async fn measure(
     })
 }
 
-async fn caller_loop(
-    mut caller: Caller,
+/// Time between the calls of a caller, between those of all callers, and the first caller's number.
+type Pace = (Duration, Duration, u32);
+
+/// Keeps one call of each caller in flight, or begins each at its intended time.
+async fn connection_loop(
+    mut wire: Wire,
+    mut callers: Vec<Caller>,
     phase: Arc<AtomicU8>,
-    pace: Option<(Duration, Duration)>,
-) -> (Histogram<u64>, u64) {
+    pace: Option<Pace>,
+) -> Result<(Histogram<u64>, u64), std::io::Error> {
     // Three digits, a minute at most: the bounds are constants that fit.
     let mut histogram =
         Histogram::<u64>::new_with_bounds(1, 60_000_000, 3).expect("constant bounds are valid");
     let mut errors = 0;
-    let mut intended = Instant::now() + pace.map_or(Duration::ZERO, |(_, offset)| offset);
+    let now = Instant::now();
+    // When the call in flight of each caller began, or the next should, and whether it counts.
+    let mut begun: Vec<(Instant, bool)> = (0..callers.len())
+        .map(|n| match pace {
+            Some((_, step, first)) => (now + step * (first + n as u32), false),
+            None => (now, false),
+        })
+        .collect();
+    let mut due: VecDeque<usize> = (0..callers.len()).collect();
+    let mut ended = Vec::new();
+    let mut message = Vec::new();
     loop {
-        let start = match pace {
-            None => Instant::now(),
-            Some((every, _)) => {
-                tokio::time::sleep_until(intended.into()).await;
-                let start = intended;
-                intended += every;
-                start
+        let now = Instant::now();
+        let at = phase.load(Ordering::Acquire);
+        if at == DONE && wire.in_flight() == 0 {
+            return Ok((histogram, errors));
+        }
+        let mut wake = None;
+        while let Some(&n) = due.front().filter(|_| at != DONE && wire.has_room()) {
+            if pace.is_some() && begun[n].0 > now {
+                wake = Some(begun[n].0);
+                break;
             }
-        };
-        let measured = match phase.load(Ordering::Acquire) {
-            WARMING => false,
-            MEASURING => true,
-            _ => return (histogram, errors),
-        };
-        match caller.call().await {
-            Ok(()) if measured => {
-                histogram.saturating_record(start.elapsed().as_micros() as u64);
+            due.pop_front();
+            if pace.is_none() {
+                begun[n].0 = now;
             }
-            Ok(()) => {}
-            Err(status) => {
-                if errors == 0 {
-                    eprintln!("call failed: {status}");
+            begun[n].1 = at == MEASURING;
+            message.clear();
+            callers[n].request(&mut message);
+            wire.call(n, &message);
+        }
+        wire.send().await?;
+        match wake {
+            None if wire.in_flight() == 0 => tokio::time::sleep(Duration::from_millis(1)).await,
+            None => wire.receive(&mut ended).await?,
+            Some(wake) => tokio::select! {
+                received = wire.receive(&mut ended) => received?,
+                () = tokio::time::sleep_until(wake.into()) => {}
+            },
+        }
+        let now = Instant::now();
+        for (n, result) in ended.drain(..) {
+            let (start, measured) = begun[n];
+            match result.and_then(|body| callers[n].answer(body)) {
+                Ok(()) if measured => {
+                    histogram.saturating_record((now - start).as_micros() as u64);
                 }
-                errors += 1;
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                Ok(()) => {}
+                Err(error) => {
+                    if errors == 0 {
+                        eprintln!("call failed: {error}");
+                    }
+                    errors += 1;
+                }
             }
+            if let Some((each, _, _)) = pace {
+                begun[n].0 += each;
+            }
+            // The one that is due first stays in front.
+            let later = due
+                .iter()
+                .rev()
+                .take_while(|&&o| pace.is_some() && begun[o].0 > begun[n].0);
+            let at = due.len() - later.count();
+            due.insert(at, n);
         }
     }
 }

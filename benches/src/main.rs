@@ -1,6 +1,6 @@
 //! `quorate-bench`: a load driver for any server that speaks etcd's API.
 //!
-//! `run` loads one endpoint; `compare` starts our server and an etcd binary, alternates rounds
+//! `run` loads one endpoint; `compare` starts our server and etcd binaries, alternates rounds
 //! between them and prints one table. Figures: requests per second, p50/p99/p99.9, CPU of the server
 //! process per request, its resident memory and the bytes it wrote, all from `/proc`.
 //!
@@ -11,6 +11,7 @@ mod driver;
 mod procfs;
 mod report;
 mod server;
+mod wire;
 mod workload;
 
 use clap::{Args, Parser, Subcommand};
@@ -88,9 +89,9 @@ pub struct CompareArgs {
     /// Our binary.
     #[arg(long)]
     ours: PathBuf,
-    /// The etcd binary; default: $ETCD_BIN, else `etcd` on the path.
+    /// An etcd binary; may be given several times. Default: $ETCD_BIN, else `etcd` on the path.
     #[arg(long)]
-    etcd: Option<PathBuf>,
+    etcd: Vec<PathBuf>,
     /// Workloads to compare.
     #[arg(
         long,

@@ -2,12 +2,10 @@
 
 use bytes::Bytes;
 use clap::ValueEnum;
+use prost::Message;
 use quorate_proto::etcdserverpb as pb;
-use quorate_proto::etcdserverpb::kv_client::KvClient;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
-use tonic::Status;
-use tonic::transport::Channel;
 
 /// The workloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,6 +28,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The method that its calls go to.
+    pub fn path(self) -> &'static str {
+        match self {
+            Kind::Put | Kind::Watch => "/etcdserverpb.KV/Put",
+            Kind::Txn => "/etcdserverpb.KV/Txn",
+            _ => "/etcdserverpb.KV/Range",
+        }
+    }
+
     /// The name on the command line and in tables.
     pub fn name(self) -> String {
         self.to_possible_value()
@@ -43,15 +50,16 @@ pub fn key(n: u64) -> Bytes {
     Bytes::from(format!("/bench/key/{n:010}"))
 }
 
-/// One caller with one call in flight.
+/// One caller with one call in flight: makes its requests and looks at the answers; knows no network.
 pub struct Caller {
-    client: KvClient<Channel>,
     rng: SmallRng,
     kind: Kind,
     key_space: u64,
     value: Vec<u8>,
     /// Keys this caller alone updates, with the revision it saw last.
     owned: Vec<(u64, i64)>,
+    /// Which of them the call in flight updates.
+    slot: usize,
 }
 
 /// Keys one caller of the txn workload owns.
@@ -59,19 +67,12 @@ const OWNED_KEYS: u64 = 64;
 
 impl Caller {
     /// Caller number `index` of `callers`.
-    pub fn new(
-        channel: Channel,
-        kind: Kind,
-        index: u64,
-        callers: u64,
-        args: &crate::LoadArgs,
-    ) -> Caller {
+    pub fn new(kind: Kind, index: u64, callers: u64, args: &crate::LoadArgs) -> Caller {
         let mut rng = SmallRng::seed_from_u64(args.seed ^ (index << 20));
         let mut value = vec![0; args.value_bytes];
         rng.fill_bytes(&mut value);
         let each = (args.key_space / callers).clamp(1, OWNED_KEYS);
         Caller {
-            client: KvClient::new(channel).max_decoding_message_size(usize::MAX),
             rng,
             kind,
             key_space: args.key_space,
@@ -79,19 +80,42 @@ impl Caller {
             owned: (0..each)
                 .map(|i| ((index + i * callers) % args.key_space, -1))
                 .collect(),
+            slot: 0,
         }
     }
 
-    /// Makes one call; the result is checked, so that a server that answers nonsense fails the run.
-    pub async fn call(&mut self) -> Result<(), Status> {
+    /// Appends the next request to `out`.
+    pub fn request(&mut self, out: &mut Vec<u8>) {
+        let encoded = match self.kind {
+            Kind::Put | Kind::Watch => self.put().encode(out),
+            Kind::Txn => self.txn().encode(out),
+            Kind::Range1 => self.range(1, false).encode(out),
+            Kind::Range1Serializable => self.range(1, true).encode(out),
+            Kind::Range100 => self.range(100, false).encode(out),
+            Kind::Range100Serializable => self.range(100, true).encode(out),
+        };
+        encoded.expect("a vector grows");
+    }
+
+    /// Looks at the answer, so that a server that answers nonsense fails the run.
+    pub fn answer(&mut self, body: Bytes) -> Result<(), String> {
+        let wrong = |e: prost::DecodeError| e.to_string();
         match self.kind {
-            Kind::Put | Kind::Watch => self.put().await,
-            Kind::Txn => self.txn().await,
-            Kind::Range1 => self.range(1, false).await,
-            Kind::Range1Serializable => self.range(1, true).await,
-            Kind::Range100 => self.range(100, false).await,
-            Kind::Range100Serializable => self.range(100, true).await,
+            Kind::Put | Kind::Watch => {
+                let response = pb::PutResponse::decode(body).map_err(wrong)?;
+                if response.header.is_none_or(|h| h.revision <= 1) {
+                    return Err("a put without a revision".to_owned());
+                }
+            }
+            Kind::Txn => return self.txn_answer(pb::TxnResponse::decode(body).map_err(wrong)?),
+            Kind::Range1 | Kind::Range1Serializable => {
+                found(&pb::RangeResponse::decode(body).map_err(wrong)?, 1)?;
+            }
+            Kind::Range100 | Kind::Range100Serializable => {
+                found(&pb::RangeResponse::decode(body).map_err(wrong)?, 100)?;
+            }
         }
+        Ok(())
     }
 
     fn fresh_value(&mut self) -> Bytes {
@@ -101,20 +125,19 @@ impl Caller {
         Bytes::copy_from_slice(&self.value)
     }
 
-    async fn put(&mut self) -> Result<(), Status> {
-        let request = pb::PutRequest {
+    fn put(&mut self) -> pb::PutRequest {
+        pb::PutRequest {
             key: key(self.rng.gen_range(0..self.key_space)),
             value: self.fresh_value(),
             ..Default::default()
-        };
-        self.client.put(request).await.map(drop)
+        }
     }
 
-    async fn txn(&mut self) -> Result<(), Status> {
-        let slot = self.rng.gen_range(0..self.owned.len());
-        let (n, revision) = self.owned[slot];
+    fn txn(&mut self) -> pb::TxnRequest {
+        self.slot = self.rng.gen_range(0..self.owned.len());
+        let (n, revision) = self.owned[self.slot];
         let value = self.fresh_value();
-        let request = pb::TxnRequest {
+        pb::TxnRequest {
             compare: vec![pb::Compare {
                 result: pb::compare::CompareResult::Equal as i32,
                 target: pb::compare::CompareTarget::Mod as i32,
@@ -135,30 +158,27 @@ impl Caller {
                     ..Default::default()
                 })),
             }],
-        };
-        let response = self.client.txn(request).await?.into_inner();
-        self.owned[slot].1 = if response.succeeded {
+        }
+    }
+
+    fn txn_answer(&mut self, response: pb::TxnResponse) -> Result<(), String> {
+        self.owned[self.slot].1 = if response.succeeded {
             response.header.map_or(0, |h| h.revision)
         } else {
             // The first update of a key learns its revision from the failure branch.
-            match response
-                .responses
-                .into_iter()
-                .next()
-                .and_then(|r| r.response)
-            {
+            match response.responses.first().and_then(|r| r.response.as_ref()) {
                 Some(pb::response_op::Response::ResponseRange(range)) => {
                     range.kvs.first().map_or(0, |kv| kv.mod_revision)
                 }
-                _ => return Err(Status::internal("txn answered without its range")),
+                _ => return Err("txn answered without its range".to_owned()),
             }
         };
         Ok(())
     }
 
-    async fn range(&mut self, keys: u64, serializable: bool) -> Result<(), Status> {
+    fn range(&mut self, keys: u64, serializable: bool) -> pb::RangeRequest {
         let first = self.rng.gen_range(0..=self.key_space.saturating_sub(keys));
-        let request = pb::RangeRequest {
+        pb::RangeRequest {
             key: key(first),
             range_end: if keys == 1 {
                 Bytes::new()
@@ -167,14 +187,13 @@ impl Caller {
             },
             serializable,
             ..Default::default()
-        };
-        let response = self.client.range(request).await?.into_inner();
-        if response.kvs.len() as u64 != keys {
-            return Err(Status::internal(format!(
-                "asked for {keys} keys, got {}",
-                response.kvs.len()
-            )));
         }
-        Ok(())
+    }
+}
+
+fn found(response: &pb::RangeResponse, keys: usize) -> Result<(), String> {
+    match response.kvs.len() {
+        n if n == keys => Ok(()),
+        n => Err(format!("asked for {keys} keys, got {n}")),
     }
 }
