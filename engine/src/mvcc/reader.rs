@@ -77,6 +77,21 @@ impl<'a, S: Source> Reader<'a, S> {
         }))
     }
 
+    pub(crate) fn read<R>(
+        &self,
+        key: &[u8],
+        at: i64,
+        f: impl FnOnce(KvRef<'_>) -> R,
+    ) -> Result<Option<R>> {
+        let at = self.resolve(at)?;
+        let (mut f, mut answer) = (Some(f), None);
+        self.visit_one(key, at, Values::Load, &mut |kv| {
+            answer = f.take().map(|f| f(kv));
+            ControlFlow::Continue(())
+        })?;
+        Ok(answer)
+    }
+
     /// The version of a K entry that is valid at `at`.
     fn pick<'r>(
         &self,

@@ -10,7 +10,7 @@ use crate::events::log::OpenChunk;
 use crate::record::{Live, OwnedValue};
 use crate::source::{Snapshot, Source};
 use crate::types::{
-    Applied, Error, Event, EventKind, EventsEnd, HashKv, KeyRange, KeyValue, KvVisitor,
+    Applied, Error, Event, EventKind, EventsEnd, HashKv, KeyRange, KeyValue, KvRef, KvVisitor,
     RecordVisitor, Result, Revision,
 };
 
@@ -77,6 +77,16 @@ impl View {
     /// One key at revision `at`; `at <= 0` means the newest.
     pub fn get(&self, key: &[u8], at: i64) -> Result<Option<KeyValue>> {
         self.reader().get(key, at)
+    }
+
+    /// Calls `f` with one key's version at revision `at` (`<= 0`: newest), where it lies, if there is one.
+    pub fn read<R>(
+        &self,
+        key: &[u8],
+        at: i64,
+        f: impl FnOnce(KvRef<'_>) -> R,
+    ) -> Result<Option<R>> {
+        self.reader().read(key, at, f)
     }
 
     /// Hands the live keys of a range at revision `at` (`<= 0`: newest) to `f` in key order.

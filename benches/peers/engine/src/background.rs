@@ -1,0 +1,317 @@
+//! Figures of work in the background: what checkpoints, compaction and defragmentation do to those who read and write.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use engine::CompactProgress;
+use engine_peers::measure::{Times, mib, short, table, written_bytes};
+use engine_peers::{CACHE_BYTES, Pair, Peer, Quorate, Redb, VALUE_BYTES, key, load, value};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::Setup;
+
+fn pair(rng: &mut SmallRng, n: u64) -> Pair {
+    (key(rng.gen_range(0..n)), value(rng.r#gen(), VALUE_BYTES))
+}
+
+/// What one phase of puts and gets showed.
+#[derive(Default)]
+struct Phase {
+    /// Whole durable puts.
+    puts: Times,
+    /// The part of a put behind the log: apply, publish and a slice of compaction when one is due.
+    applies: Times,
+    gets: Times,
+}
+
+impl Phase {
+    fn rows(&self, name: &str) -> Vec<Vec<String>> {
+        [
+            ("durable put", &self.puts),
+            ("apply and publish", &self.applies),
+            ("get", &self.gets),
+        ]
+        .into_iter()
+        .map(|(what, times)| {
+            let mut row = vec![what.to_string(), name.to_string()];
+            row.extend([0.5, 0.99, 0.999].map(|q| short(times.micros(q))));
+            row.push(short(times.max_micros()));
+            row.push(times.len().to_string());
+            row
+        })
+        .collect()
+    }
+}
+
+const HEAD: [&str; 7] = [
+    "call",
+    "while",
+    "p50 µs",
+    "p99 µs",
+    "p99.9 µs",
+    "most µs",
+    "calls",
+];
+
+/// Puts until `done`, with a reader beside; `each` is called between puts.
+fn phase(
+    ours: &mut Quorate,
+    n: u64,
+    seed: u64,
+    mut done: impl FnMut(&mut Quorate, u64) -> bool,
+    mut each: impl FnMut(&mut Quorate),
+) -> Phase {
+    let stop = AtomicBool::new(false);
+    let engine = ours.engine.clone();
+    let mut phase = Phase::default();
+    phase.gets = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let mut gets = Times::default();
+            while !stop.load(Ordering::Relaxed) {
+                let key = key(rng.gen_range(0..n));
+                let view = engine.view();
+                gets.time(|| view.read(&key, 0, |kv| kv.value.len()).expect("reads"));
+                // As many readers' worth as leaves the writer its core.
+                if gets.len() % 64 == 0 {
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                }
+            }
+            gets
+        });
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut puts = 0;
+        while !done(ours, puts) {
+            let batch = [pair(&mut rng, n)];
+            phase.puts.time(|| {
+                ours.log_only(&batch);
+                phase.applies.time(|| {
+                    ours.apply(&batch);
+                    ours.publish();
+                    each(ours);
+                });
+            });
+            puts += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        reader.join().expect("reads")
+    });
+    phase
+}
+
+/// Puts and gets, alone and beside everything that runs in the background.
+pub fn mixed(setup: &Setup) {
+    let dir = setup.dir();
+    let mut ours = Quorate::open(dir.path(), CACHE_BYTES);
+    load(&mut ours, setup.keys, VALUE_BYTES);
+    let n = setup.keys;
+    let puts = 10_000;
+    let quiet = phase(&mut ours, n, 1, |_, done| done >= puts, |_| ());
+    let again = phase(&mut ours, n, 2, |_, done| done >= puts, |_| ());
+    let checkpoints = phase(
+        &mut ours,
+        n,
+        3,
+        |_, done| done >= puts,
+        |ours| {
+            // One after the other, many times what a running member does.
+            ours.checkpoint();
+        },
+    );
+    // Every second key goes, so that there is something to defragment.
+    for part in 0..n / 1000 {
+        let keys: Vec<_> = (part * 1000..(part + 1) * 1000)
+            .step_by(2)
+            .map(key)
+            .collect();
+        ours.delete(&keys);
+        ours.publish();
+    }
+    ours.compact_all();
+    ours.checkpoint_and_wait();
+    ours.start_defragmentation();
+    let mut compacted = ours.writer.revision();
+    let mut compacting = false;
+    let mut shrinking = 0u64;
+    let all = phase(
+        &mut ours,
+        n,
+        4,
+        |_, done| done >= puts,
+        |ours| {
+            ours.checkpoint();
+            shrinking += u64::from(ours.defragmenting());
+            let revision = ours.writer.revision();
+            if revision > compacted + 4000 {
+                compacted = revision;
+                ours.writer.compact(revision - 1000).expect("compacts");
+                compacting = true;
+            }
+            if compacting {
+                compacting = ours.compact_slice() == CompactProgress::More;
+            }
+        },
+    );
+    let mut rows = quiet.rows("quiet");
+    rows.extend(again.rows("quiet again (control)"));
+    rows.extend(checkpoints.rows("checkpoints without a break"));
+    rows.extend(all.rows("these, compaction and defragmentation"));
+    table(
+        &format!("Calls beside background work, {n} keys, one put per durable write"),
+        &HEAD,
+        &rows,
+    );
+    println!("\ndefragmentation ran during {shrinking} of {puts} puts");
+}
+
+/// 100,000 revisions of history go.
+pub fn compaction(setup: &Setup) {
+    let dir = setup.dir();
+    let mut ours = Quorate::open(dir.path(), CACHE_BYTES);
+    let n = setup.keys.min(100_000);
+    load(&mut ours, n, VALUE_BYTES);
+    let mut rng = SmallRng::seed_from_u64(1);
+    for _ in 0..1000 {
+        let pairs: Vec<Pair> = (0..100).map(|_| pair(&mut rng, n)).collect();
+        ours.put(&pairs);
+    }
+    ours.checkpoint_and_wait();
+    let file = ours.file_bytes();
+    let newest = ours.writer.revision();
+    ours.writer.compact(newest).expect("compacts");
+    ours.publish();
+    let mut slices = Times::default();
+    let bytes = written_bytes();
+    let started = Instant::now();
+    while slices.time(|| ours.compact_slice()) == CompactProgress::More {
+        ours.publish();
+    }
+    let took = started.elapsed();
+    for _ in 0..3 {
+        ours.checkpoint_and_wait();
+    }
+    let rows = vec![vec![
+        short(took.as_secs_f64() * 1e3),
+        slices.len().to_string(),
+        short(slices.micros(0.5)),
+        short(slices.micros(0.99)),
+        short(slices.max_micros()),
+        mib(written_bytes() - bytes),
+        mib(file),
+        mib(ours.engine.stats().in_use_bytes),
+    ]];
+    table(
+        &format!("Compaction of 100,000 revisions over {n} keys"),
+        &[
+            "ms",
+            "slices",
+            "p50 µs",
+            "p99 µs",
+            "most µs",
+            "MiB written",
+            "MiB before",
+            "MiB in use after",
+        ],
+        &rows,
+    );
+}
+
+/// Half the data goes; the file follows, under load.
+pub fn defragmentation(setup: &Setup) {
+    let dir = setup.dir();
+    let n = setup.keys.min(500_000);
+    let mut rows = Vec::new();
+    let gone: Vec<Vec<u8>> = (0..n).step_by(2).map(key).collect();
+    let left = n / 2 * (key(0).len() + VALUE_BYTES) as u64;
+    let mut row = |name: &str, before: u64, after: u64, seconds: f64, bytes: u64, note: String| {
+        rows.push(vec![
+            name.to_string(),
+            mib(before),
+            mib(after),
+            short(after as f64 / left as f64),
+            short(seconds),
+            mib(bytes),
+            note,
+        ]);
+    };
+    let path = dir.path().join("quorate");
+    std::fs::create_dir(&path).expect("a directory");
+    let mut ours = Quorate::open(&path, CACHE_BYTES);
+    load(&mut ours, n, VALUE_BYTES);
+    let before = ours.file_bytes();
+    let control = phase(&mut ours, n, 8, |_, done| done >= 5000, |_| ());
+    for keys in gone.chunks(1000) {
+        ours.delete(keys);
+        ours.publish();
+    }
+    ours.compact_all();
+    ours.checkpoint_and_wait();
+    let bytes = written_bytes();
+    let started = Instant::now();
+    ours.start_defragmentation();
+    // Puts of what is still there, so that the amount of data stays.
+    let busy = phase(
+        &mut ours,
+        n,
+        9,
+        |ours, done| done >= 2_000_000 || done > 1000 && !ours.defragmenting(),
+        |ours| {
+            ours.checkpoint();
+        },
+    );
+    let took = started.elapsed().as_secs_f64();
+    let stats = ours.engine.stats();
+    row(
+        "Quorate, under load",
+        before,
+        stats.file_bytes,
+        took,
+        written_bytes() - bytes,
+        format!(
+            "in use {} MiB, file / in use {}; longest apply {} µs (control {}), longest get {} µs (control {})",
+            mib(stats.in_use_bytes),
+            short(stats.file_bytes as f64 / stats.in_use_bytes as f64),
+            short(busy.applies.max_micros()),
+            short(control.applies.max_micros()),
+            short(busy.gets.max_micros()),
+            short(control.gets.max_micros()),
+        ),
+    );
+    let mut calls = control.rows("quiet");
+    calls.extend(busy.rows("defragmentation"));
+    drop(ours);
+    let path = dir.path().join("redb");
+    std::fs::create_dir(&path).expect("a directory");
+    let mut redb = Redb::open(&path, CACHE_BYTES);
+    load(&mut redb, n, VALUE_BYTES);
+    let before = redb.file_bytes();
+    for keys in gone.chunks(10_000) {
+        redb.remove(keys);
+    }
+    let bytes = written_bytes();
+    let started = Instant::now();
+    redb.compact();
+    row(
+        "redb, nobody reads or writes",
+        before,
+        redb.file_bytes(),
+        started.elapsed().as_secs_f64(),
+        written_bytes() - bytes,
+        String::new(),
+    );
+    table(
+        &format!("Every second of {n} keys deleted, then defragmented"),
+        &[
+            "engine",
+            "MiB before",
+            "MiB after",
+            "file per byte of keys and values left",
+            "s",
+            "MiB written",
+            "",
+        ],
+        &rows,
+    );
+    table("Calls meanwhile", &HEAD, &calls);
+}
