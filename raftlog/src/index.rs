@@ -53,6 +53,18 @@ impl Index {
         }
     }
 
+    /// Forgets what lies in segment `seq` or an older one: entries below `first_index` that landed
+    /// after they had been trimmed.
+    pub fn leave(&mut self, seq: u64, first_index: u64) {
+        while let Some(batch) = self.batches.front().filter(|b| b.segment <= seq) {
+            assert!(
+                batch.last < first_index,
+                "only what was trimmed is given away"
+            );
+            self.batches.pop_front();
+        }
+    }
+
     /// The batch that holds `index`.
     pub fn find(&self, index: u64) -> Option<&BatchRef> {
         let at = self.batches.partition_point(|b| b.last < index);

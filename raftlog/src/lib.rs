@@ -20,7 +20,9 @@
 //! 2. What was appended but not reported durable is recovered as a prefix, possibly empty.
 //! 3. A failed write or sync ends the process. Nothing is retried, nothing acknowledged after it.
 //! 4. One flush is in flight at most. There are no timers: a flush starts when it is asked for.
-//! 5. No lock is shared between the append and flush path and anything that does I/O.
+//! 5. No lock is shared between the append and flush path and anything that does I/O. Readers of old
+//!    entries ([`Reader`]) work beside the owner, on any thread.
+//! 6. A disk that hangs is told of ([`Log::set_on_stall`]); nothing is given up because of it.
 //!
 //! What is assumed of the medium: a 512-byte sector is written whole or not at all, and a durable
 //! write is durable when it returns. Nothing is assumed about the order of sectors, about blocks
@@ -45,7 +47,9 @@ mod open;
 mod options;
 mod pool;
 mod prepare;
+mod published;
 mod queue;
+mod reader;
 mod recovery;
 mod state;
 mod sync;
@@ -56,6 +60,8 @@ mod tests;
 
 pub use error::{AppendError, OpenError, ReadError, Refusal};
 pub use fatal::FatalHook;
+pub use flush::stall::{FlushClock, Stall, StallHook};
+pub use flush::thread::Waker;
 pub use format::BLOCK_BYTES;
 pub use identity::identity;
 pub use log::{ENTRY_OVERHEAD_BYTES, FlushHook, Log, Stats};
@@ -63,5 +69,6 @@ pub use open::Recovered;
 #[cfg(any(test, feature = "sim"))]
 pub use options::Sabotage;
 pub use options::{Backend, Options};
+pub use reader::Reader;
 pub use recovery::table::Row;
 pub use types::{Appended, Committed, Durable, Entry, HardState};

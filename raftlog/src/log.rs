@@ -12,11 +12,13 @@
 //!    and one more that entries never use.
 
 use crate::buffer::Buffer;
-use crate::disk::{Dir, SegFile};
+use crate::disk::Dir;
 use crate::error::{AppendError, ReadError};
 use crate::fatal::{Fatal, FatalHook};
+use crate::flush::stall::{FlushClock, StallHook, Watcher};
+use crate::flush::thread::Waker;
 use crate::flush::{Flusher, Write};
-use crate::format::batch::{self, BatchHeader, ENTRY_BYTES, HEADER_BYTES, Record};
+use crate::format::batch::{BatchHeader, ENTRY_BYTES, HEADER_BYTES, Record};
 use crate::format::segment::{FIRST_BATCH, PrevEnd, SegmentHeader, log_name};
 use crate::format::{BLOCK_BYTES, crc, padded};
 use crate::ids::Ids;
@@ -27,10 +29,10 @@ use crate::options::Sabotage;
 use crate::pool::{NoSegment, Retired};
 use crate::prepare::{Free, Segments, Step, Worker};
 use crate::queue::{Batch, Queue, usable};
+use crate::reader::{Published, Reader};
 use crate::recovery::scan::LiveSegment;
 use crate::state::State;
 use crate::types::{Appended, Committed, Durable, Entry, HardState};
-use bytes::Bytes;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
@@ -64,6 +66,10 @@ pub struct Stats {
     pub gathered_bytes: usize,
     /// The last attempt to prepare a segment found the disk full.
     pub disk_full: bool,
+    /// Writes go around the page cache (`O_DIRECT`).
+    pub direct: bool,
+    /// With the ring: its buffers are registered with the kernel.
+    pub registered_buffers: bool,
 }
 
 /// The background: a thread, or steps taken inside the owner's calls.
@@ -118,8 +124,8 @@ pub struct Log {
     /// What the owner has said it does not need any more, exclusive.
     keep_from: u64,
     pub(crate) terms: Terms,
-    /// Of durable entries that nothing appended since has replaced.
-    pub(crate) index: Index,
+    /// Where durable entries lie that nothing appended since has replaced.
+    pub(crate) published: Arc<Published>,
     /// The last index that can be read.
     pub(crate) readable: u64,
     pub(crate) queue: Queue,
@@ -131,9 +137,10 @@ pub struct Log {
     /// The last batch on disk has a witness, or there is none to witness for.
     sealed: bool,
     on_flush: Option<FlushHook>,
+    clock: FlushClock,
+    watcher: Option<Watcher>,
     stats: Stats,
-    /// The batch read last: followers read in order.
-    recent: RefCell<Option<(BatchRef, Buffer)>>,
+    reader: RefCell<Reader>,
 }
 
 /// The parts that opening puts together.
@@ -160,6 +167,12 @@ pub(crate) struct Parts {
 
 impl Log {
     pub(crate) fn assemble(parts: Parts) -> Log {
+        let readable = parts.state.last_index;
+        let first_index = parts.state.first_index;
+        let sources = parts.segments.iter().map(LiveSegment::source);
+        let published = Published::new(parts.index, sources, first_index, readable);
+        let published = Arc::new(published);
+        let reader = Reader::new(parts.dir.path(""), published.clone());
         Log {
             dir: parts.dir,
             options: parts.options,
@@ -180,8 +193,8 @@ impl Log {
             durable_state: parts.state,
             keep_from: parts.state.first_index,
             terms: parts.terms,
-            index: parts.index,
-            readable: parts.state.last_index,
+            published,
+            readable,
             queue: parts.queue,
             in_flight: None,
             appended: 0,
@@ -189,8 +202,10 @@ impl Log {
             flush_upto: 0,
             sealed: true,
             on_flush: None,
+            clock: FlushClock::new(),
+            watcher: None,
             stats: Stats::default(),
-            recent: RefCell::new(None),
+            reader: RefCell::new(reader),
         }
     }
 
@@ -269,6 +284,10 @@ impl Log {
             .provide(sizes)
             .map_err(|_| AppendError::NoSpace)?;
         self.put(records);
+        if self.in_flight.is_some() {
+            // Work that would else delay the next flush.
+            self.queue.digest();
+        }
         self.appended += 1;
         self.queue.mark(self.appended);
         if self.queue.is_empty() && self.in_flight.is_none() {
@@ -284,6 +303,7 @@ impl Log {
 
     /// Puts checked records into the queue.
     fn put<'a>(&mut self, records: impl Iterator<Item = Record<'a>>) {
+        let before = self.readable;
         for record in records {
             self.state.apply(&record);
             self.queue.push(&record, &self.state);
@@ -295,9 +315,13 @@ impl Log {
                 Record::Snapshot { index, term } => {
                     self.terms = Terms::starting_after(index, term);
                     self.readable = 0;
+                    self.published.trimmed(index + 1);
                 }
                 _ => {}
             }
+        }
+        if self.readable != before {
+            self.published.replaced(self.readable);
         }
     }
 
@@ -335,22 +359,29 @@ impl Log {
     // ---- flushing --------------------------------------------------------------------------------
 
     /// Starts the durable write of everything appended so far, unless one is in flight; then it
-    /// will follow that one. With the ring it goes on by itself; inline it is done by the next
-    /// [`Log::poll`] or [`Log::wait`].
+    /// will follow that one. With the ring or a flush thread it goes on by itself; inline it is done
+    /// by the next [`Log::poll`] or [`Log::wait`].
     ///
     /// Blocks for two small writes when a new segment is begun.
     pub fn flush(&mut self) {
+        self.start_flush();
+        self.flusher.kick();
+    }
+
+    fn start_flush(&mut self) {
         self.flush_upto = self.appended;
         if self.in_flight.is_none() && !self.queue.is_empty() {
             self.start_next();
         }
     }
 
-    /// Notices whether the flush in flight has ended, and says how much is durable. Does not block
-    /// with the ring; inline it does the write.
+    /// Notices whether the flush in flight has ended, starts the next one if more was asked for, and
+    /// says how much is durable. Does not block with the ring or a flush thread; inline it does the
+    /// write.
     pub fn poll(&mut self) -> Durable {
         self.land(false);
         self.continue_flush();
+        self.flusher.kick();
         Durable(self.durable)
     }
 
@@ -365,7 +396,7 @@ impl Log {
 
     /// Makes everything appended durable.
     pub fn sync(&mut self) -> Durable {
-        self.flush();
+        self.start_flush();
         self.wait()
     }
 
@@ -383,6 +414,7 @@ impl Log {
             && self.queue.push_seal(&self.state, self.appended).is_ok()
         {
             self.start_next();
+            self.flusher.kick();
         }
     }
 
@@ -418,6 +450,7 @@ impl Log {
             return;
         }
         let started = Instant::now();
+        self.clock.start(started);
         let mut batch = self.queue.pop().expect("the queue is not empty");
         let header = self.stamp(&mut batch);
         let landing = Landing {
@@ -474,6 +507,7 @@ impl Log {
     fn stamp(&mut self, batch: &mut Batch) -> BatchHeader {
         let len = batch.len;
         batch.buffer[len..padded(len)].fill(0);
+        batch.digest();
         let mut header = BatchHeader {
             seg_id: self.active().seg_id,
             batch_seq: self.next_batch_seq,
@@ -482,7 +516,7 @@ impl Log {
             len: (len - HEADER_BYTES) as u32,
             records: batch.records,
             chain: self.chain,
-            payload_crc: crc(&batch.buffer[HEADER_BYTES..len]),
+            payload_crc: batch.digest.clone().finalize(),
             crc: 0,
         };
         assert!(
@@ -513,6 +547,7 @@ impl Log {
     fn landed(&mut self, buffer: Buffer) {
         let InFlight { batch, started } = self.in_flight.take().expect("a flush was in flight");
         let took = started.elapsed();
+        self.clock.stop();
         assert!(
             batch.batch_seq > self.durable_seq && batch.upto >= self.durable,
             "flushes end in the order in which they began"
@@ -524,21 +559,21 @@ impl Log {
         self.stats.flushes += 1;
         self.stats.flushed_bytes += batch.disk_bytes;
         self.stats.record_bytes += batch.record_bytes;
-        if batch.voids_all {
-            self.index.clear();
-        }
-        if let Some(first) = batch.lowest {
-            self.stats.entries += batch.state.last_index + 1 - first;
-            self.index.push(BatchRef {
-                first,
-                last: batch.state.last_index,
-                segment: batch.segment,
-                offset: batch.offset as u32,
-                disk_bytes: batch.disk_bytes as u32,
-                batch_seq: batch.batch_seq,
-            });
+        let place = batch.lowest.map(|first| BatchRef {
+            first,
+            last: batch.state.last_index,
+            segment: batch.segment,
+            offset: batch.offset as u32,
+            disk_bytes: batch.disk_bytes as u32,
+            batch_seq: batch.batch_seq,
+        });
+        if let Some(place) = &place {
+            self.stats.entries += place.last + 1 - place.first;
         }
         self.readable = batch.state.last_index.min(self.queue.untouched_below());
+        if place.is_some() || batch.voids_all {
+            self.published.landed(place, batch.voids_all, self.readable);
+        }
         self.queue.reuse(buffer);
         if let Some(hook) = &mut self.on_flush {
             hook(took);
@@ -567,6 +602,7 @@ impl Log {
             state: self.written,
         };
         assert_eq!(staged.name, log_name(header.seq), "staged under its name");
+        self.clock.start(Instant::now());
         let done = Buffer::new(BLOCK_BYTES).and_then(|mut block| {
             let mut write_header = || {
                 header.encode(&mut block);
@@ -582,6 +618,7 @@ impl Log {
             write_header()?;
             old.file.write_durable(old_offset, &roll)
         });
+        self.clock.stop();
         if let Err(e) = done {
             self.fail("begin the segment after", old_offset, &e);
             return Err(());
@@ -589,12 +626,14 @@ impl Log {
         self.durable_seq = self.next_batch_seq;
         self.next_batch_seq += 1;
         self.offset = FIRST_BATCH;
-        self.segments.push_back(LiveSegment {
+        let begun = LiveSegment {
             seq: header.seq,
             seg_id,
             file: staged.file,
             base: self.written.last_index,
-        });
+        };
+        self.published.begun(begun.source());
+        self.segments.push_back(begun);
         self.stats.rolls += 1;
         Ok(())
     }
@@ -658,11 +697,14 @@ impl Log {
     /// else go back to the reserve or are removed, in the background. Never trims beyond the
     /// commit index; does not block and forces no flush.
     pub fn trim(&mut self, keep_from: u64) {
+        if self.fatal.is_poisoned() {
+            return;
+        }
         let keep_from = keep_from.min(self.state.hard_state.commit + 1);
         self.keep_from = self.keep_from.max(keep_from);
-        if keep_from > self.state.first_index && !self.fatal.is_poisoned() {
+        if keep_from > self.state.first_index {
             self.note_trim(keep_from);
-            self.index.trim(keep_from);
+            self.published.trimmed(keep_from);
             self.terms.trim(keep_from - 1);
         }
         // What remains must bear a restart: the commit index, or the snapshot mark, that makes the
@@ -672,6 +714,7 @@ impl Log {
         let first = committed.max(durable.first_index);
         while self.segments.len() > 1 && self.segments[1].base < first {
             let old = self.segments.pop_front().expect("there are two");
+            self.published.retired(old.seq);
             self.pool.retire(Retired::Segment {
                 seq: old.seq,
                 file: Free {
@@ -681,7 +724,7 @@ impl Log {
                 recycle: true,
             });
         }
-        *self.recent.borrow_mut() = None;
+        self.reader.borrow_mut().forget();
     }
 
     /// Puts a trim mark into the queue, so that the log starts there after a restart too; if there
@@ -701,94 +744,21 @@ impl Log {
 
     // ---- reading ---------------------------------------------------------------------------------
 
-    /// The entries from index `from` up to, not including, `to`: as many as fit `max_bytes` of
-    /// data, at least one. Only durable ones. Blocks for disk reads; meant for what is no longer
-    /// in memory elsewhere.
+    /// As [`Reader::entries`], on the owner's thread: blocks it for disk reads.
     pub fn entries(&self, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
-        let first_index = self.first_index();
-        if from < first_index {
-            return Err(ReadError::Trimmed { first_index });
-        }
-        if to > self.readable + 1 {
-            let last_index = self.readable;
-            return Err(ReadError::Unavailable { last_index });
-        }
-        let mut found = Vec::new();
-        let mut bytes = 0;
-        let mut next = from;
-        while next < to {
-            let batch = *self.index.find(next).expect("readable entries are indexed");
-            for entry in self.read_batch(&batch, next, to)? {
-                bytes += entry.data.len();
-                if bytes > max_bytes && !found.is_empty() {
-                    return Ok(found);
-                }
-                next = entry.index + 1;
-                found.push(entry);
-            }
-        }
-        Ok(found)
+        self.reader.borrow_mut().entries(from, to, max_bytes)
     }
 
-    /// The live entries of one batch from `from` up to, not including, `to`.
-    fn read_batch(&self, batch: &BatchRef, from: u64, to: u64) -> Result<Vec<Entry>, ReadError> {
-        let segment = self
-            .segments
-            .iter()
-            .find(|s| s.seq == batch.segment)
-            .expect("indexed segments are live");
-        let path = || self.dir.path(&log_name(batch.segment));
-        let corrupt = || ReadError::Corrupt {
-            path: path(),
-            offset: u64::from(batch.offset),
-        };
-        let mut recent = self.recent.borrow_mut();
-        if recent.as_ref().map(|(b, _)| b.batch_seq) != Some(batch.batch_seq) {
-            *recent = None;
-            let buffer = read_verified(&*segment.file, batch, segment.seg_id)
-                .map_err(|source| ReadError::Io {
-                    path: path(),
-                    offset: u64::from(batch.offset),
-                    source,
-                })?
-                .ok_or_else(corrupt)?;
-            *recent = Some((*batch, buffer));
-        }
-        let (_, buffer) = recent.as_ref().expect("read above");
-        let header = BatchHeader::decode(buffer).ok_or_else(corrupt)?;
-        let payload = &buffer[HEADER_BYTES..HEADER_BYTES + header.len as usize];
-        let (from, to) = (from.max(batch.first), to.min(batch.last + 1));
-        // Within a batch a later record replaces earlier ones, from its index on.
-        let mut found: Vec<Entry> = Vec::new();
-        for record in batch::records(payload) {
-            if let Record::Entry {
-                index,
-                term,
-                kind,
-                data,
-            } = record.ok_or_else(corrupt)?
-            {
-                let keep = found.partition_point(|e| e.index < index);
-                found.truncate(keep);
-                if (from..to).contains(&index) {
-                    found.push(Entry {
-                        index,
-                        term,
-                        kind,
-                        data: Bytes::copy_from_slice(data),
-                    });
-                }
-            }
-        }
-        let complete = found.len() as u64 == to - from;
-        complete.then_some(found).ok_or_else(corrupt)
+    /// Reads old entries beside the owner, from any thread.
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.dir.path(""), self.published.clone())
     }
 
     // ---- asking ----------------------------------------------------------------------------------
 
     /// The lowest index in the log; `last_index() + 1` if it is empty.
     pub fn first_index(&self) -> u64 {
-        self.state.first_index
+        self.state.first_index.max(self.keep_from)
     }
 
     /// The highest index appended, durable or not.
@@ -803,7 +773,7 @@ impl Log {
 
     /// The term of an entry appended, or of the one just before the first.
     pub fn term(&self, index: u64) -> Option<u64> {
-        if index + 1 < self.state.first_index {
+        if index + 1 < self.first_index() {
             return None;
         }
         self.terms.get(index)
@@ -861,6 +831,11 @@ impl Log {
             ready_segments: self.pool.ready(),
             gathered_bytes: self.queue.bytes(),
             disk_full: self.pool.is_full(),
+            direct: self.dir.is_direct(),
+            registered_buffers: match &self.flusher {
+                Flusher::Ring(ring) => ring.has_registered_buffers(),
+                _ => false,
+            },
             ..self.stats
         }
     }
@@ -868,6 +843,31 @@ impl Log {
     /// Has the duration of every flush reported.
     pub fn set_on_flush(&mut self, hook: FlushHook) {
         self.on_flush = Some(hook);
+    }
+
+    /// Since when the durable write under way is under way, for any thread to look at.
+    pub fn flush_clock(&self) -> FlushClock {
+        self.clock.clone()
+    }
+
+    /// Has a thread tell of durable writes that take longer than `deadline`: a disk that hangs reports
+    /// no error, and whoever waits for it cannot look. Replaces what was set before.
+    pub fn set_on_stall(&mut self, deadline: Duration, hook: StallHook) -> io::Result<()> {
+        self.watcher = None;
+        self.watcher = Some(Watcher::start(self.clock.clone(), deadline, hook)?);
+        Ok(())
+    }
+
+    /// Has `waker` called from the flush thread whenever a write of it has ended, so that an owner that
+    /// sleeps elsewhere can [`Log::poll`]. Only with `Options::flush_thread`; `false` without.
+    pub fn set_waker(&mut self, waker: Waker) -> bool {
+        match &self.flusher {
+            Flusher::Thread(thread) => {
+                thread.set_waker(waker);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Replaces what happens when a write or sync fails. If the hook returns, the log takes and
@@ -891,24 +891,10 @@ impl Log {
     }
 }
 
-/// Reads a batch and checks that it is the one meant; `None` if it is not.
-fn read_verified(file: &dyn SegFile, batch: &BatchRef, seg_id: u64) -> io::Result<Option<Buffer>> {
-    let len = batch.disk_bytes as usize;
-    let mut buffer = Buffer::new(len)?;
-    if file.read(u64::from(batch.offset), &mut buffer[..len])? < len {
-        return Ok(None);
-    }
-    let good = BatchHeader::decode(&buffer).is_some_and(|h| {
-        h.seg_id == seg_id
-            && h.batch_seq == batch.batch_seq
-            && h.disk_bytes() == u64::from(batch.disk_bytes)
-            && crc(&buffer[HEADER_BYTES..HEADER_BYTES + h.len as usize]) == h.payload_crc
-    });
-    Ok(good.then_some(buffer))
-}
-
 impl Drop for Log {
+    /// Waits for a write in flight and for the background, then lets go of the directory.
     fn drop(&mut self) {
+        self.flusher = Flusher::Inline(None);
         self.pool.stop();
         if let Background::Thread(handle) = &mut self.background
             && let Some(handle) = handle.take()

@@ -1,11 +1,12 @@
 //! Opening: find what is there, recover it, begin a new segment, start the background.
 
 use crate::buffer::Buffer;
-use crate::disk::os::{OpenDirError, OsDir};
+use crate::disk::os::{Abilities, OpenDirError, OsDir};
 use crate::disk::{Dir, SegFile};
 use crate::error::{OpenError, Refusal};
 use crate::fatal::Fatal;
 use crate::flush::Flusher;
+use crate::flush::thread::FlushThread;
 use crate::flush::uring::{self, Ring};
 use crate::format::BLOCK_BYTES;
 use crate::format::segment::{
@@ -191,7 +192,11 @@ fn backend(options: &Options, arena: &mut [Buffer]) -> Result<Chosen, OpenError>
             String::new(),
         ));
     }
-    let dir = OsDir::open(&options.dir).map_err(|e| match e {
+    let allowed = Abilities {
+        direct: options.allow_direct,
+        dsync: options.allow_dsync,
+    };
+    let dir = OsDir::open(&options.dir, allowed).map_err(|e| match e {
         OpenDirError::Locked => OpenError::Locked {
             path: options.dir.clone(),
         },
@@ -201,20 +206,35 @@ fn backend(options: &Options, arena: &mut [Buffer]) -> Result<Chosen, OpenError>
     if !dir.abilities().direct {
         note += ", through the page cache (no O_DIRECT here)";
     }
-    let mut flusher = Flusher::Inline(None);
+    let mut ring = None;
     if !matches!(options.backend, Backend::Sync) {
         match uring::probe(&dir) {
-            Ok(()) => flusher = Flusher::Ring(Box::new(Ring::new(arena))),
+            Ok(()) => ring = Some(Ring::new(arena)),
             Err(e) if matches!(options.backend, Backend::Uring) => {
                 return Err(error_in(options, "use io_uring in")(e));
             }
             Err(e) => note += &format!(" (no io_uring: {e})"),
         }
     }
-    let name = match (&flusher, dir.abilities().dsync) {
-        (Flusher::Ring(_), _) => "io_uring",
+    let name = match (&ring, dir.abilities().dsync) {
+        (Some(_), _) => "io_uring",
         (_, true) => "pwritev2",
         (_, false) => "pwrite+fdatasync",
+    };
+    let flusher = match ring {
+        Some(mut ring) => {
+            let refused = ring.prepare();
+            for what in refused.map_err(error_in(options, "set up io_uring for"))? {
+                note += &format!(" ({what})");
+            }
+            Flusher::Ring(Box::new(ring))
+        }
+        None if options.flush_thread => {
+            note += ", in a thread of its own";
+            let thread = FlushThread::start();
+            Flusher::Thread(thread.map_err(error_in(options, "start the flush thread for"))?)
+        }
+        None => Flusher::Inline(None),
     };
     Ok((Arc::new(dir), flusher, name, note))
 }

@@ -14,7 +14,7 @@ pub enum Backend {
     Auto,
     /// io_uring, or fail.
     Uring,
-    /// `pwritev2` in the owner's thread.
+    /// `pwritev2`, in the owner's thread or, with `Options::flush_thread`, in one of its own.
     Sync,
     /// A simulated disk; `Options::dir` names a directory on it.
     #[cfg(any(test, feature = "sim"))]
@@ -77,6 +77,14 @@ pub struct Options {
     pub accept_loss: bool,
     /// Called with the last line when a write or sync has failed; default: print and abort.
     pub fatal: Option<FatalHook>,
+    /// With blocking calls: do writes that the owner does not wait for in a thread of their own, so
+    /// that [`crate::Log::flush`] and [`crate::Log::poll`] do not block. Default: no; then they are done
+    /// by whoever polls or waits.
+    pub flush_thread: bool,
+    /// Use `O_DIRECT` where the file system has it. Default: yes.
+    pub allow_direct: bool,
+    /// Use `RWF_DSYNC` where the file system has it, else `fdatasync`. Default: yes.
+    pub allow_dsync: bool,
     /// Do background work inside the owner's calls instead of a thread, for deterministic tests.
     pub inline_background: bool,
     /// Where segment ids come from; `None`: the system's randomness. Ids must never repeat in
@@ -100,6 +108,9 @@ impl Options {
             committed: None,
             accept_loss: false,
             fatal: None,
+            flush_thread: false,
+            allow_direct: true,
+            allow_dsync: true,
             inline_background: false,
             id_seed: None,
             #[cfg(any(test, feature = "sim"))]

@@ -30,6 +30,17 @@ pub(crate) struct Batch {
     pub state: State,
     /// The last append that is wholly in it or before it.
     pub upto: u64,
+    /// Checksum of its records, as far as `digested`.
+    pub digest: crc32fast::Hasher,
+    digested: usize,
+}
+
+impl Batch {
+    /// Brings the checksum up to date.
+    pub fn digest(&mut self) {
+        self.digest.update(&self.buffer[self.digested..self.len]);
+        self.digested = self.len;
+    }
 }
 
 /// Batches in order; the last one is open for more.
@@ -191,7 +202,16 @@ impl Queue {
             voids_all: false,
             state: *state,
             upto: self.upto,
+            digest: crc32fast::Hasher::new(),
+            digested: HEADER_BYTES,
         });
+    }
+
+    /// Brings the checksum of the open batch up to date.
+    pub fn digest(&mut self) {
+        if let Some(open) = self.batches.back_mut() {
+            open.digest();
+        }
     }
 
     /// Everything appended up to `upto` is in the queue or before it.

@@ -25,6 +25,8 @@ pub(crate) trait Dir: Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// The full path of a name, for messages.
     fn path(&self, name: &str) -> PathBuf;
+    /// Whether its files are read and written around the page cache.
+    fn is_direct(&self) -> bool;
 }
 
 /// One open segment file. Calls block.

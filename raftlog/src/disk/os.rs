@@ -24,6 +24,24 @@ pub(crate) struct Abilities {
     pub dsync: bool,
 }
 
+impl Abilities {
+    pub const ALL: Abilities = Abilities {
+        direct: true,
+        dsync: true,
+    };
+
+    /// From best to plainest.
+    fn chain() -> impl Iterator<Item = Abilities> {
+        [(true, true), (true, false), (false, true), (false, false)]
+            .into_iter()
+            .map(|(direct, dsync)| Abilities { direct, dsync })
+    }
+
+    fn within(self, allowed: Abilities) -> bool {
+        (allowed.direct || !self.direct) && (allowed.dsync || !self.dsync)
+    }
+}
+
 pub(crate) struct OsDir {
     path: PathBuf,
     /// Held open for syncs and for the lock, which the kernel drops with it.
@@ -43,8 +61,9 @@ pub(crate) enum OpenDirError {
 }
 
 impl OsDir {
-    /// Opens (creating if need be) and locks the directory, and finds out what it can do.
-    pub fn open(path: &Path) -> Result<OsDir, OpenDirError> {
+    /// Opens (creating if need be) and locks the directory, and finds out what it can do; of that,
+    /// only what `allowed` has is used.
+    pub fn open(path: &Path, allowed: Abilities) -> Result<OsDir, OpenDirError> {
         create_durably(path).map_err(|e| OpenDirError::Io("create directory", e))?;
         let handle = File::open(path).map_err(|e| OpenDirError::Io("open directory", e))?;
         lock(&handle)?;
@@ -56,8 +75,8 @@ impl OsDir {
                 dsync: false,
             },
         };
-        dir.abilities =
-            probe(&dir).map_err(|e| OpenDirError::Io("write and read back a block in", e))?;
+        dir.abilities = probe(&dir, allowed)
+            .map_err(|e| OpenDirError::Io("write and read back a block in", e))?;
         Ok(dir)
     }
 
@@ -113,10 +132,9 @@ fn lock(handle: &File) -> Result<(), OpenDirError> {
 }
 
 /// Tries the abilities from best to plainest; the first that writes and reads back wins.
-fn probe(dir: &OsDir) -> io::Result<Abilities> {
+fn probe(dir: &OsDir, allowed: Abilities) -> io::Result<Abilities> {
     let mut last = io::Error::other("no way of writing works");
-    for (direct, dsync) in [(true, true), (true, false), (false, true), (false, false)] {
-        let abilities = Abilities { direct, dsync };
+    for abilities in Abilities::chain().filter(|a| a.within(allowed)) {
         let tried = dir
             .probe_file(abilities)
             .and_then(|file| write_and_read_back(&*file));
@@ -207,6 +225,10 @@ impl Dir for OsDir {
 
     fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    fn is_direct(&self) -> bool {
+        self.abilities.direct
     }
 }
 
@@ -327,7 +349,7 @@ mod tests {
     fn the_abilities_found_work_and_leave_nothing_behind() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("a/b/log");
-        let Ok(dir) = OsDir::open(&path) else {
+        let Ok(dir) = OsDir::open(&path, Abilities::ALL) else {
             panic!("cannot open")
         };
         assert_eq!(dir.list().unwrap(), []);
@@ -347,11 +369,11 @@ mod tests {
     #[test]
     fn a_directory_has_one_user() {
         let temp = tempfile::tempdir().unwrap();
-        let Ok(_first) = OsDir::open(temp.path()) else {
+        let Ok(_first) = OsDir::open(temp.path(), Abilities::ALL) else {
             panic!("cannot open")
         };
         assert!(matches!(
-            OsDir::open(temp.path()),
+            OsDir::open(temp.path(), Abilities::ALL),
             Err(OpenDirError::Locked)
         ));
     }

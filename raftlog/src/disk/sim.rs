@@ -53,6 +53,10 @@ impl Dir for SimDir {
         self.disk.sync_dir(&self.dir)
     }
 
+    fn is_direct(&self) -> bool {
+        true
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.full(name).into()
     }

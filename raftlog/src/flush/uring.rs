@@ -3,7 +3,8 @@
 //! The ring belongs to the thread that first writes with it (`SINGLE_ISSUER`), so it is made at the
 //! first write and made anew if the owner moves to another thread while nothing is in flight.
 //! Arena buffers and the current segment's descriptor are registered where the kernel allows it
-//! (locked-memory limits may not); without, everything works the same.
+//! (locked-memory limits may not); without, everything works the same. What was refused is reported
+//! when the log is opened.
 //!
 //! Invariants:
 //! 1. The memory and the file of a write in flight are owned by the ring's slot until its
@@ -130,25 +131,44 @@ impl Ring {
         self.submit()
     }
 
-    fn make_live(&mut self) -> io::Result<()> {
+    /// Makes the ring now, on this thread, and says what the kernel would not register: a limit on
+    /// locked memory may forbid it. The log works without.
+    pub fn prepare(&mut self) -> io::Result<Vec<String>> {
+        self.make_live()
+    }
+
+    /// Whether writes name their buffer by its number.
+    pub fn has_registered_buffers(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.fixed_buffers)
+    }
+
+    fn make_live(&mut self) -> io::Result<Vec<String>> {
+        let mut refused = Vec::new();
         let me = std::thread::current().id();
         if self.live.as_ref().is_some_and(|live| live.thread == me) {
-            return Ok(());
+            return Ok(refused);
         }
         self.live = None;
         let ring = build()?;
-        let fixed_buffers = !self.arena.is_empty() && {
-            // SAFETY: each entry names a mapping that lives as long as the ring (see `new`).
-            unsafe { ring.submitter().register_buffers(&self.arena) }.is_ok()
-        };
-        let has_table = ring.submitter().register_files_sparse(1).is_ok();
+        // SAFETY: each entry names a mapping that lives as long as the ring (see `new`).
+        let buffers = unsafe { ring.submitter().register_buffers(&self.arena) };
+        let files = ring.submitter().register_files_sparse(1);
+        for (what, outcome) in [("buffers", &buffers), ("file", &files)] {
+            if let Err(e) = outcome {
+                let limit = match e.raw_os_error() {
+                    Some(libc::ENOMEM) => ", see RLIMIT_MEMLOCK",
+                    _ => "",
+                };
+                refused.push(format!("{what} not registered: {e}{limit}"));
+            }
+        }
         self.live = Some(Live {
             ring,
             thread: me,
-            registered: has_table.then_some(None),
-            fixed_buffers,
+            registered: files.is_ok().then_some(None),
+            fixed_buffers: buffers.is_ok(),
         });
-        Ok(())
+        Ok(refused)
     }
 
     fn submit(&mut self) -> io::Result<()> {
@@ -280,10 +300,11 @@ impl Drop for Ring {
 mod tests {
     use super::*;
     use crate::disk::Dir;
+    use crate::disk::os::Abilities;
 
     fn dir() -> (tempfile::TempDir, OsDir) {
         let temp = tempfile::tempdir().unwrap();
-        let Ok(dir) = OsDir::open(temp.path()) else {
+        let Ok(dir) = OsDir::open(temp.path(), Abilities::ALL) else {
             panic!("cannot open")
         };
         (temp, dir)

@@ -9,6 +9,7 @@ use crate::format::batch::{self, BatchHeader, Record};
 use crate::format::segment::{DEPTH, FIRST_BATCH, HeaderFault, PrevEnd, SegmentHeader, log_name};
 use crate::format::{BLOCK_BYTES, crc, padded};
 use crate::index::{BatchRef, Index, Terms};
+use crate::published::Source;
 use crate::state::State;
 use crate::types::Committed;
 use std::fmt::Write as _;
@@ -35,6 +36,17 @@ pub(crate) struct LiveSegment {
     /// The last index before its first batch: once everything up to here may go, so may the
     /// segments before this one.
     pub base: u64,
+}
+
+impl LiveSegment {
+    /// The segment as readers see it.
+    pub fn source(&self) -> Source<Arc<dyn SegFile>> {
+        Source {
+            seq: self.seq,
+            seg_id: self.seg_id,
+            file: self.file.clone(),
+        }
+    }
 }
 
 /// A recovered log.
