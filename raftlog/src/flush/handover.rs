@@ -231,24 +231,6 @@ mod loom_models {
         });
     }
 
-    /// The control: a thread that ends without a word leaves the owner waiting, and loom says so.
-    #[test]
-    #[should_panic]
-    fn a_thread_that_leaves_silently_is_noticed() {
-        model(|| {
-            let place: Place = Arc::new(Handover::new());
-            let thread = {
-                let place = place.clone();
-                thread::spawn(move || drop(place.next()))
-            };
-            place.give(1);
-            if let Answer::Back(1) = place.collect(true) {
-                place.stop();
-            }
-            thread.join().unwrap();
-        });
-    }
-
     /// The thread dies at work: whoever waits is told.
     #[test]
     fn a_thread_that_dies_wakes_the_owner() {
