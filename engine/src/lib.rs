@@ -28,6 +28,7 @@ mod events;
 mod hash;
 mod mvcc;
 mod record;
+mod relocate;
 mod source;
 pub(crate) mod store;
 mod types;

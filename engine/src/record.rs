@@ -340,6 +340,11 @@ impl<'a> Decoder<'a> {
         run_ref(self.take(RUN_REF_BYTES)?)
     }
 
+    /// Bytes not read yet.
+    pub(crate) fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use crate::types::{Error, Options, Result};
 
 pub(crate) use crate::store::{
-    Cursor, Entry, LIVE, RunKind, RunRef, Snapshot, Store, StoreOptions, StoreWriter, TreeId,
+    Cursor, Entry, LIVE, MOVED_PER_PUBLISH, RunKind, RunRef, Snapshot, Store, StoreOptions,
+    StoreWriter, TailRun, TreeId,
 };
 
 /// Reads common to published and working states.
@@ -76,6 +77,7 @@ pub(crate) fn store_options(options: &Options) -> StoreOptions {
     store.backend = options.backend.clone();
     store.extend_bytes = options.extend_bytes;
     store.reserve_bytes = options.reserve_bytes;
+    store.fragmentation_max = options.fragmentation_max;
     store.background = options.background;
     store.identity = options.identity;
     store.create = options.create;

@@ -290,6 +290,9 @@ pub struct Options {
     /// Space kept ready at the end of the file, so that checkpoints go on for a while when the
     /// file system is full.
     pub reserve_bytes: u64,
+    /// When more than this part of the file lies free, in percent, checkpoints move what lies at its
+    /// end, a bounded amount each, and cut it off. 100: only when asked to.
+    pub fragmentation_max: u64,
     /// False: checkpoints are written before [`Writer::checkpoint`](crate::Writer::checkpoint)
     /// returns, on no thread of their own. For simulation.
     pub background: bool,
@@ -314,6 +317,7 @@ impl Options {
             backend: IoBackend::Auto,
             extend_bytes: 16 << 20,
             reserve_bytes: 64 << 20,
+            fragmentation_max: 20,
             background: true,
             identity: None,
             create: true,

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use crate::record::{
     Anchors, Decoder, Links, Live, ValueRef, encode_live_head, encode_sized_value, put_varint,
 };
+use crate::source::RunRef;
 use crate::types::{Error, EventKind, Result, Revision};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"QEV1");
@@ -110,7 +111,14 @@ pub(crate) fn encode_event(
 }
 
 fn decode_event(rev: Revision, bytes: &[u8]) -> Result<EventView<'_>> {
+    decode_with_places(rev, bytes).map(|(event, _)| event)
+}
+
+/// The event, and where in its bytes the references of its runs stand: of the new value, of the
+/// previous one.
+fn decode_with_places(rev: Revision, bytes: &[u8]) -> Result<(EventView<'_>, [Option<usize>; 2])> {
     let mut dec = Decoder::new(bytes);
+    let mut places = [None; 2];
     let flags = dec.byte()?;
     if flags & !KNOWN != 0 {
         return Err(Error::Corrupt(format!(
@@ -120,7 +128,10 @@ fn decode_event(rev: Revision, bytes: &[u8]) -> Result<EventView<'_>> {
     let key = dec.sized()?;
     let links = dec.links()?;
     let new = if flags & PUT != 0 {
-        Some(decode_live(&mut dec, rev.main, flags & NEW_RUN != 0)?)
+        let in_run = flags & NEW_RUN != 0;
+        let live = decode_live(&mut dec, rev.main, in_run)?;
+        places[0] = in_run.then(|| bytes.len() - dec.left() - RunRef::BYTES);
+        Some(live)
     } else {
         None
     };
@@ -132,18 +143,22 @@ fn decode_event(rev: Revision, bytes: &[u8]) -> Result<EventView<'_>> {
             sub: dec.int()?,
         };
         if flags & PREV_LIVE != 0 {
-            Prev::Live(at, decode_live(&mut dec, at.main, flags & PREV_RUN != 0)?)
+            let in_run = flags & PREV_RUN != 0;
+            let live = decode_live(&mut dec, at.main, in_run)?;
+            places[1] = in_run.then(|| bytes.len() - dec.left() - RunRef::BYTES);
+            Prev::Live(at, live)
         } else {
             Prev::Tombstone(at)
         }
     };
-    Ok(EventView {
+    let event = EventView {
         rev,
         key,
         links,
         new,
         prev,
-    })
+    };
+    Ok((event, places))
 }
 
 fn decode_live<'a>(dec: &mut Decoder<'a>, main: i64, in_run: bool) -> Result<Live<'a>> {
@@ -270,6 +285,20 @@ impl<'a> ChunkView<'a> {
 
     /// Event `i < len()`.
     pub(crate) fn event(&self, i: usize) -> Result<EventView<'a>> {
+        let (rev, bytes) = self.event_bytes(i)?;
+        decode_event(rev, bytes)
+    }
+
+    /// Where in the bytes of a sealed chunk the references of event `i`'s runs stand: of its new
+    /// value, of the previous one.
+    pub(crate) fn run_places(&self, i: usize) -> Result<[Option<usize>; 2]> {
+        let (rev, bytes) = self.event_bytes(i)?;
+        let base = HEADER_BYTES + self.slots.len() + self.slot(i).1;
+        let (_, places) = decode_with_places(rev, bytes)?;
+        Ok(places.map(|place| Some(base + place?)))
+    }
+
+    fn event_bytes(&self, i: usize) -> Result<(Revision, &'a [u8])> {
         let (rev, from) = self.slot(i);
         let to = if i + 1 < self.len() {
             self.slot(i + 1).1
@@ -281,14 +310,13 @@ impl<'a> ChunkView<'a> {
                 "the chunk's slot of event {rev:?} is out of bounds"
             ))
         })?;
-        decode_event(rev, bytes)
+        Ok((rev, bytes))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::RunRef;
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
 
@@ -364,6 +392,12 @@ mod tests {
             event.prev,
             Prev::Live(Revision { main: 2, sub: 0 }, _)
         ));
+        let places = [0, 1, 2].map(|i| chunk.run_places(i).expect("own bytes"));
+        assert_eq!(places[0], [Some(63), None]);
+        assert_eq!(places[1], [None, Some(101)]);
+        assert_eq!(places[2], [None, None]);
+        assert_eq!(bytes[63..87], [7; 24]);
+        assert_eq!(bytes[101..125], [7; 24]);
         assert_eq!(chunk.lower_bound(at(3, 1)), 2);
         assert_eq!(chunk.lower_bound(at(4, 0)), 3);
         assert_eq!(chunk.event(2).expect("own bytes").kind(), EventKind::Delete);

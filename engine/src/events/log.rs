@@ -46,7 +46,7 @@ pub(crate) struct ChunkEntry {
 }
 
 impl ChunkEntry {
-    fn encode(&self) -> [u8; INDEX_VALUE_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; INDEX_VALUE_BYTES] {
         let mut out = [0; INDEX_VALUE_BYTES];
         out[..24].copy_from_slice(&self.run.to_bytes());
         out[24..32].copy_from_slice(&(self.last.main as u64).to_le_bytes());

@@ -50,13 +50,13 @@ struct Held {
 
 impl<'a, S: Source> History<'a, S> {
     /// The open chunk, if it holds the place `rev`.
-    fn open_at(&self, rev: Revision) -> Option<ChunkView<'a>> {
+    pub(crate) fn open_at(&self, rev: Revision) -> Option<ChunkView<'a>> {
         let open = self.open?;
         (rev >= open.first).then(|| open.view())
     }
 
     /// The sealed chunk with the last first event at or before `rev`.
-    fn entry_at(&self, rev: Revision) -> Result<Option<(Revision, ChunkEntry)>> {
+    pub(crate) fn entry_at(&self, rev: Revision) -> Result<Option<(Revision, ChunkEntry)>> {
         let mut cursor = self.src.cursor(TreeId::E, false);
         let behind = Revision {
             main: rev.main,
@@ -203,6 +203,14 @@ impl<'a, S: Source> History<'a, S> {
             },
         };
         Ok(self.next_seq - first_seq)
+    }
+
+    /// The oldest event kept.
+    pub(crate) fn oldest(&self) -> Result<Option<Revision>> {
+        Ok(match self.entry_after(Revision::default())? {
+            Some((first, _)) => Some(first),
+            None => self.open.map(|open| open.first),
+        })
     }
 
     /// Running number of the oldest event kept.

@@ -97,6 +97,16 @@ impl Engine {
             shards: std::array::from_fn(|_| Shard(Mutex::new(view.clone()))),
             durable: durable.clone(),
         });
+        let reads_ahead = Arc::downgrade(&shared);
+        store.on_durable(Box::new(move |_| {
+            if let Some(shared) = reads_ahead.upgrade() {
+                let runs = shared.store.noted_runs();
+                if !runs.is_empty() {
+                    crate::relocate::warm(&lock(&shared.shards[0].0).clone(), &runs);
+                }
+            }
+        }));
+        writer.moves_runs();
         store.on_durable(Box::new(move |state| {
             let Ok(meta) = Meta::decode(&state.user_meta) else {
                 return;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::events::log::{EventLog, OpenChunk};
 use crate::record::{RUN, run_ref};
-use crate::source::{LIVE, RunKind, StoreWriter, TreeId};
+use crate::source::{LIVE, MOVED_PER_PUBLISH, RunKind, StoreWriter, TreeId};
 use crate::types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, RecordVisitor, Result,
 };
@@ -226,6 +226,8 @@ impl Writer {
     }
 
     pub(crate) fn publish_view(&mut self) -> View {
+        // No duty: a run that cannot be read is reported to whoever needs it.
+        let _ = crate::relocate::move_runs(self, MOVED_PER_PUBLISH);
         self.meta.next_seq = self.log.next_seq();
         let view = View {
             inner: Arc::new(ViewInner {
@@ -267,11 +269,24 @@ impl Writer {
         self.store.dirty_bytes() as u64
     }
 
-    /// Begins to move pages from the end of the file to free space before it, and has the checkpoints
-    /// to come cut off the end. [`Writer::shrinking`] tells when nothing is left to do.
+    /// Begins to move what lies at the end of the file to free space before it, and has the
+    /// checkpoints to come cut off the end. It goes on with publications and checkpoints, faster
+    /// with [`Writer::defragment_step`]. [`Writer::shrinking`] tells when nothing is left to do,
+    /// [`Stats`](crate::Stats) how far it is. Readers and requests are not held up, and no state
+    /// that they see changes.
     pub fn shrink(&mut self) {
         // Nothing but the size of the file depends on it; a page that cannot be read is met again.
         let _ = self.store.request_shrink();
+    }
+
+    /// Moves about `bytes` of what the last checkpoint noted at the end of the file; whether more of
+    /// it waits. What was moved counts with the next publication and checkpoint. Call it between
+    /// requests, with a small budget (128 KiB take some tens of microseconds).
+    pub fn defragment_step(&mut self, bytes: usize) -> Result<bool> {
+        self.check_usable()?;
+        self.store.move_tail(bytes)?;
+        crate::relocate::move_runs(self, bytes)?;
+        Ok(self.store.tail_waits())
     }
 
     /// Whether a shrink that was begun goes on; it needs publishes and checkpoints to.

@@ -207,8 +207,43 @@ impl Alloc {
 
     /// Takes `units` adjacent units, as low as can be.
     pub fn take(&mut self, units: u32) -> Extent {
+        let unit = self.lowest_gap(units);
+        self.take_at(unit, units)
+    }
+
+    /// Takes `units` adjacent units that end at or before unit `below`, as low as can be.
+    pub fn take_below(&mut self, units: u32, below: u64) -> Option<Extent> {
+        let unit = self.lowest_gap(units);
+        (unit + u64::from(units) <= below).then(|| self.take_at(unit, units))
+    }
+
+    /// How many gaps of `units` end at or before unit `below`, counted up to `max`.
+    pub fn gaps_below(&self, units: u32, below: u64, max: u64) -> u64 {
+        let (mut gaps, mut from) = (0, self.first);
+        while gaps < max {
+            let unit = self.taken.find_gap(from, units);
+            from = unit + u64::from(units);
+            if from > below {
+                break;
+            }
+            gaps += 1;
+        }
+        gaps
+    }
+
+    /// Whether a gap of `units` ends at or before unit `below`.
+    pub fn has_gap_below(&self, units: u32, below: u64) -> bool {
+        self.lowest_gap(units) + u64::from(units) <= below
+    }
+
+    fn lowest_gap(&self, units: u32) -> u64 {
         let hint = (units as usize).clamp(1, HINTS) - 1;
-        let unit = self.taken.find_gap(self.hints[hint], units);
+        self.taken.find_gap(self.hints[hint], units)
+    }
+
+    /// Takes the lowest gap.
+    fn take_at(&mut self, unit: u64, units: u32) -> Extent {
+        let hint = (units as usize).clamp(1, HINTS) - 1;
         let extent = Extent { unit, units };
         self.taken.insert(extent);
         // Gaps for longer requests do not begin before this one either. The last hint stands for many lengths, so a

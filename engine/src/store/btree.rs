@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::cells::Cells;
 use super::error::{Error, Result};
+use super::meta::RootAt;
 use super::node::Node;
 use super::page::{Addr, Child, NO_CHILD, StoredKey, common};
 use super::pages::Pages;
@@ -46,6 +47,18 @@ pub(super) fn child_of(pages: &Pages, node: &Node, i: usize) -> Result<Arc<Node>
 }
 
 impl Root {
+    /// A root as a durable checkpoint has it.
+    pub fn at(found: Option<RootAt>) -> Root {
+        match found {
+            None => Root::default(),
+            Some(found) => Root {
+                kid: Some(Kid::Disk(found.addr)),
+                level: found.level,
+                live: found.live,
+            },
+        }
+    }
+
     pub fn node(&self, pages: &Pages, tree: u8) -> Result<Option<Arc<Node>>> {
         match &self.kid {
             None => Ok(None),

@@ -134,6 +134,11 @@ impl Cache {
         }
     }
 
+    /// Bytes it holds at most.
+    pub fn limit(&self) -> usize {
+        self.shard_limit * self.shards.len()
+    }
+
     fn shard(&self, addr: Addr) -> MutexGuard<'_, Shard> {
         let mixed = (addr.unit ^ addr.unit >> 7).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         lock(&self.shards[mixed as usize & (self.shards.len() - 1)])

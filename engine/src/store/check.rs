@@ -103,14 +103,7 @@ impl PinnedDurable<'_> {
             shared,
             pin,
             checkpoint: durable.checkpoint,
-            roots: durable.roots.map(|root| match root {
-                None => Root::default(),
-                Some(root) => Root {
-                    kid: Some(Kid::Disk(root.addr)),
-                    level: root.level,
-                    live: root.live,
-                },
-            }),
+            roots: durable.roots.map(Root::at),
             map: durable.map.clone(),
         }
     }

@@ -22,7 +22,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::alloc::Extent;
-use super::btree::Kid;
+use super::btree::{Kid, Root};
 use super::cache::Frame;
 use super::defrag;
 use super::error::Error;
@@ -370,9 +370,9 @@ impl<'a> Output<'a> {
         let alloc = &self.shared.alloc;
         let mut take = |units| lock(alloc).take(units);
         // A map that lies in the part to be cut off has to move.
-        let move_from = match self.shared.shrinks.load(Ordering::Relaxed) {
-            0 => u64::MAX,
-            _ => geo.first_unit + old.reached.ones() + 64,
+        let move_from = match self.shared.tidying.load(Ordering::Relaxed) {
+            false => u64::MAX,
+            true => geo.first_unit + old.reached.ones() + 64,
         };
         let Some(change) = old.change(&geo, self.number, added, dropped, move_from, &mut take)
         else {
@@ -477,7 +477,7 @@ impl<'a> Output<'a> {
         }
         lock(&self.shared.alloc).drop_later(self.number, publish, dropped);
         self.shared.reclaim();
-        tidy(self.shared);
+        tidy(self.shared, self.bytes);
         shrink(self.shared);
     }
 
@@ -521,23 +521,47 @@ fn grow(shared: &Shared, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Looks for pages to move: many when the file is to shrink, a few when a fifth of it lies free.
-fn tidy(shared: &Shared) {
-    const MANY: usize = 2048;
-    const FEW: usize = 128;
-    let map = lock(&shared.durable).map.clone();
+/// Looks for what to move: much when the file is to shrink; when more of it lies free than it should, half as much as
+/// this checkpoint wrote.
+fn tidy(shared: &Shared, wrote: u64) {
+    const LEAST: u64 = 1 << 20;
+    const MOST: u64 = 16 << 20;
+    const READ_PER_MOVE: usize = 4;
+    let geo = &shared.pages.geo;
+    let (file, free) = {
+        let alloc = lock(&shared.alloc);
+        let file = alloc.high_water();
+        (file, file - alloc.taken_units())
+    };
     let asked = shared.shrinks.load(Ordering::Relaxed) > 0;
-    let used = shared.pages.geo.first_unit + map.reached.ones();
-    let loose = shared
-        .pages
-        .geo
-        .offset(map.reached.end().saturating_sub(used + used / 4))
-        > shared.extend_bytes;
+    let loose = free * 100 > file * shared.fragmentation_max
+        && shared.fragmentation_max < 100
+        && geo.offset(free) > shared.extend_bytes;
+    shared.tidying.store(asked || loose, Ordering::Relaxed);
     if !asked && !loose {
+        *lock(&shared.tail) = defrag::Tail::default();
         return;
     }
-    defrag::note_tail(shared, &map, if asked { MANY } else { FEW });
-    if asked && !lock(&shared.tail).is_empty() {
+    let (map, roots) = {
+        let durable = lock(&shared.durable);
+        (durable.map.clone(), durable.roots.map(Root::at))
+    };
+    // What is noted is read into the cache and must still be there when the writer moves it.
+    let fits = (shared.pages.cache.limit() / 8).max(64 * geo.page_bytes);
+    let wanted = match asked {
+        true => MOST,
+        false => (wrote / 2).clamp(LEAST, MOST),
+    };
+    let moved = (wanted as usize).min(fits);
+    let budget = defrag::Budget {
+        moved,
+        read: moved * READ_PER_MOVE + (1 << 20),
+    };
+    defrag::note_tail(shared, &map, &roots, budget);
+    let moved_now = shared.counters.moved_bytes.load(Ordering::Relaxed);
+    let moved_before = shared.moved_before.swap(moved_now, Ordering::Relaxed);
+    let first = shared.shrinks.load(Ordering::Relaxed) >= SHRINKS - 1;
+    if asked && !lock(&shared.tail).is_empty() && (first || moved_now > moved_before) {
         shared.shrinks.store(SHRINKS, Ordering::Relaxed);
     }
 }

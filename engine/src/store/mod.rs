@@ -54,8 +54,10 @@ mod tests;
 mod types;
 
 pub use cursor::Cursor;
+pub use defrag::TailRun;
 pub use error::{Error, Result};
 pub use snapshot::Snapshot;
+pub(crate) use store::MOVED_PER_PUBLISH;
 pub use store::{Store, StoreWriter};
 pub use types::{Entry, FatalHook, IoBackend, LIVE, RunKind, RunRef, StoreOptions, TreeId};
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::alloc::{Alloc, Bitmap};
-use super::btree::{Kid, Root};
+use super::btree::Root;
 use super::error::{Error, Result};
 use super::io::{AlignedBuf, Directory, PageFile, directory};
 use super::map::{self, Map};
@@ -378,14 +378,7 @@ fn build(
     );
     let backend = file.backend();
     let pages = Pages::new(file, path, geo, meta.identity, options.cache_bytes);
-    let roots = meta.roots.map(|root| match root {
-        None => Root::default(),
-        Some(root) => Root {
-            kid: Some(Kid::Disk(root.addr)),
-            level: root.level,
-            live: root.live,
-        },
-    });
+    let roots = meta.roots.map(Root::at);
     let shared = Shared::new(Setup {
         pages,
         durable: DurableState {
@@ -402,6 +395,7 @@ fn build(
         file_len: found.len,
         extend_bytes: options.extend_bytes,
         reserve_bytes: options.reserve_bytes,
+        fragmentation_max: options.fragmentation_max,
         background: options.background,
         on_fatal: options.on_fatal,
     });

@@ -809,6 +809,14 @@ impl PageMut<'_> {
         }
     }
 
+    /// Lets the long key of slot `i` lie in another run with the same contents.
+    pub fn set_long(&mut self, i: usize, run: RunRef) {
+        let s = self.view().slot(i);
+        debug_assert!(s.long);
+        let at = s.off + self.view().fixed() + s.klen;
+        self.0[at..at + RunRef::BYTES].copy_from_slice(&run.to_bytes());
+    }
+
     pub fn set_child(&mut self, i: usize, child: Child) {
         let off = self.view().slot(i).off;
         put_u48(self.0, off, child.addr.unit);

@@ -128,6 +128,12 @@ impl Pages {
 
     /// Reads and checks a run, past the cache.
     pub fn read_run(&self, run: RunRef) -> Result<Bytes> {
+        let (image, contents) = self.run_image(run)?;
+        Ok(Bytes::from_owner(image).slice(contents))
+    }
+
+    /// Reads and checks a run, past the cache: all its units, and where in them its contents lie.
+    pub fn run_image(&self, run: RunRef) -> Result<(AlignedBuf, std::ops::Range<usize>)> {
         let bytes = u64::from(run.units) * self.geo.unit_bytes as u64;
         let needed = RUN_HEADER as u64 + u64::from(run.len);
         let in_file = self.geo.offset(run.unit).saturating_add(bytes) <= self.file_len()?;
@@ -148,7 +154,7 @@ impl Pages {
         self.read_at(run.unit, &mut buf, "reading a run")?;
         let range = runs::check(&self.geo, &buf, run, self.seed)
             .map_err(|what| self.corrupt(run.unit, what))?;
-        Ok(Bytes::from_owner(buf).slice(range))
+        Ok((buf, range))
     }
 
     pub fn file_len(&self) -> Result<u64> {

@@ -67,6 +67,50 @@ impl MemRun {
     }
 }
 
+/// What a run says of itself.
+pub(super) struct Described {
+    pub run: RunRef,
+    pub kind: RunKind,
+    pub owner: [u8; 16],
+    pub owner_key_bytes: usize,
+}
+
+/// Reads a run's own header, with nobody's reference at hand. None when none begins here. Only what `check` then
+/// finds good may be believed.
+pub(super) fn describe(geo: &Geometry, head: &[u8], unit: u64) -> Option<Described> {
+    if head.len() < RUN_HEADER || head[4] != KIND_RUN || get_u64(head, 8) != unit {
+        return None;
+    }
+    let kind = match head[5] {
+        1 => RunKind::Value,
+        2 => RunKind::Chunk,
+        3 => RunKind::Key,
+        _ => return None,
+    };
+    let run = RunRef {
+        unit,
+        birth: get_u64(head, 16),
+        len: get_u32(head, 24),
+        crc: get_u32(head, 28),
+        units: get_u32(head, 36),
+    };
+    let owner_key_bytes = get_u32(head, 32) as usize;
+    let bytes = RUN_HEADER
+        .checked_add(owner_key_bytes)?
+        .checked_add(run.len as usize)?;
+    let fits = owner_key_bytes <= RUN_BYTES_MAX
+        && run.len as usize <= RUN_BYTES_MAX
+        && geo.units_for(bytes) == run.units;
+    let mut owner = [0; 16];
+    owner.copy_from_slice(&head[40..56]);
+    fits.then_some(Described {
+        run,
+        kind,
+        owner,
+        owner_key_bytes,
+    })
+}
+
 /// Checks a run read from disk against its reference; where its contents lie.
 pub(super) fn check(
     geo: &Geometry,

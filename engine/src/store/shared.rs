@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use super::alloc::{Alloc, Extent};
 use super::checkpoint::Job;
-use super::defrag::TailPage;
+use super::defrag::Tail;
 use super::error::{Error, Result};
 use super::lock;
 use super::map::Map;
@@ -66,6 +66,8 @@ pub(super) struct Counters {
     pub total_micros: AtomicU64,
     pub dirty_bytes: AtomicU64,
     pub newest_publish: AtomicU64,
+    /// Bytes moved towards the front.
+    pub moved_bytes: AtomicU64,
 }
 
 pub(super) struct Shared {
@@ -84,8 +86,18 @@ pub(super) struct Shared {
     pub file_len: AtomicU64,
     /// Checkpoints to come that cut the free end off.
     pub shrinks: AtomicU64,
-    /// Pages at the end of the file that the writer is to move.
-    pub tail: Mutex<Vec<TailPage>>,
+    /// What lies at the end of the file and the writer is to move.
+    pub tail: Mutex<Tail>,
+    /// The record layer moves the runs of values and chunks.
+    pub moves_runs: AtomicBool,
+    /// Unit at which the file would end if all were moved.
+    pub defrag_goal: AtomicU64,
+    /// `moved_bytes` when the walk before the newest one ended.
+    pub moved_before: AtomicU64,
+    /// Things are being moved: the map moves along.
+    pub tidying: AtomicBool,
+    /// Free space of more than this part of the file, in percent, is taken back without being asked.
+    pub fragmentation_max: u64,
     pub extend_bytes: u64,
     pub reserve_bytes: u64,
     pub background: bool,
@@ -107,6 +119,7 @@ pub(super) struct Setup {
     pub file_len: u64,
     pub extend_bytes: u64,
     pub reserve_bytes: u64,
+    pub fragmentation_max: u64,
     pub background: bool,
     pub on_fatal: Option<FatalHook>,
 }
@@ -127,6 +140,11 @@ impl Shared {
             file_len: AtomicU64::new(setup.file_len),
             shrinks: AtomicU64::new(0),
             tail: Mutex::default(),
+            moves_runs: AtomicBool::new(false),
+            defrag_goal: AtomicU64::new(0),
+            moved_before: AtomicU64::new(0),
+            tidying: AtomicBool::new(false),
+            fragmentation_max: setup.fragmentation_max,
             extend_bytes: setup.extend_bytes,
             reserve_bytes: setup.reserve_bytes,
             background: setup.background,
@@ -251,6 +269,9 @@ impl Shared {
             checkpoint_bytes: get(&self.counters.bytes),
             checkpoint_last_micros: get(&self.counters.last_micros),
             checkpoint_total_micros: get(&self.counters.total_micros),
+            moved_bytes: get(&self.counters.moved_bytes),
+            defrag_goal_bytes: get(&self.defrag_goal) * unit,
+            defragmenting: get(&self.shrinks) > 0,
             no_space: self.no_space.load(Ordering::Relaxed),
             oldest_pin: self.oldest_pin(),
             newest_publish: get(&self.counters.newest_publish),

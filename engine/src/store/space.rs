@@ -175,6 +175,19 @@ impl Space {
         owner: [u8; 16],
         bytes: Bytes,
     ) -> Result<RunRef> {
+        let run = self.write_run_below(kind, owner_key, owner, bytes, u64::MAX)?;
+        Ok(run.expect("there is always room behind the last unit"))
+    }
+
+    /// As `write_run`, before unit `below`; None when there is no room.
+    pub fn write_run_below(
+        &mut self,
+        kind: RunKind,
+        owner_key: Bytes,
+        owner: [u8; 16],
+        bytes: Bytes,
+        below: u64,
+    ) -> Result<Option<RunRef>> {
         let pages = &self.shared.pages;
         for (what, len) in [
             ("a run", bytes.len()),
@@ -189,7 +202,9 @@ impl Space {
             }
         }
         let units = runs::units(&pages.geo, owner_key.len(), bytes.len());
-        let extent = lock(&self.shared.alloc).take(units);
+        let Some(extent) = lock(&self.shared.alloc).take_below(units, below) else {
+            return Ok(None);
+        };
         let run = RunRef {
             unit: extent.unit,
             birth: self.birth,
@@ -212,7 +227,7 @@ impl Space {
         };
         self.unwritten.insert(run.unit, unwritten);
         self.unwritten_bytes += cost;
-        Ok(run)
+        Ok(Some(run))
     }
 
     /// Notes that the working state no longer refers to a run.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::btree::{Root, Tree};
 use super::checkpoint::{self, Job};
 use super::cursor::Cursor;
-use super::defrag;
+use super::defrag::{self, TailRun};
 use super::error::{Error, Result};
 use super::shared::{DurableState, Shared};
 use super::snapshot::Snapshot;
@@ -78,6 +78,11 @@ impl Store {
         lock(&self.shared.callbacks).push(Arc::from(f));
     }
 
+    /// The runs that wait to be moved, for reading ahead what that needs.
+    pub fn noted_runs(&self) -> Vec<TailRun> {
+        lock(&self.shared.tail).runs()
+    }
+
     /// Figures of this moment.
     pub fn stats(&self) -> StoreStats {
         self.shared.stats()
@@ -88,6 +93,9 @@ impl Store {
         self.shared.pages.geo.value_max
     }
 }
+
+/// What a publish moves at most, in bytes: some tens of microseconds of work.
+pub(crate) const MOVED_PER_PUBLISH: usize = 128 << 10;
 
 /// The one writer of a store. Dropping it ends the checkpoint thread after the checkpoint that is running.
 pub struct StoreWriter {
@@ -126,6 +134,12 @@ impl StoreWriter {
             in_flight: false,
             thread,
         })
+    }
+
+    /// For tests that break rules.
+    #[cfg(test)]
+    pub(crate) fn leave_runs(&self) {
+        self.shared().moves_runs.store(false, Ordering::Relaxed);
     }
 
     fn shared(&self) -> &Shared {
@@ -217,11 +231,9 @@ impl StoreWriter {
     /// a visit to the pages changed since it began.
     pub fn publish(&mut self) -> Snapshot {
         self.settle();
-        const PAGES_PER_PUBLISH: usize = 16;
-        if let Err(error) = defrag::move_tail(&mut self.space, &mut self.roots, PAGES_PER_PUBLISH) {
-            // Moving is no duty: a page that cannot be read is reported to whoever needs it.
-            lock(&self.shared().tail).clear();
-            debug_assert!(!matches!(error, Error::TooLarge { .. }));
+        // Moving is no duty: a page that cannot be read is reported to whoever needs it.
+        if self.move_tail(MOVED_PER_PUBLISH).is_err() {
+            *lock(&self.shared().tail) = defrag::Tail::default();
         }
         let publish = self.space.end_publish();
         let shared = self.shared();
@@ -279,15 +291,55 @@ impl StoreWriter {
         self.space.dirty_bytes()
     }
 
-    /// Begins to make the file smaller: pages at its end move before it, a bounded number with each call and each
-    /// publish, and checkpoints cut off what falls free. Goes on as long as there are publishes and checkpoints;
-    /// `shrinking` tells when there is nothing more to do. Errors are those of reading pages.
+    /// Begins to make the file as small as its contents allow: checkpoints note what lies at its end, publishes and
+    /// `move_tail` move it before, and checkpoints cut off what falls free. Goes on as long as there are publishes and
+    /// checkpoints; `shrinking` tells when there is nothing more to do. Errors are those of reading pages.
     pub fn request_shrink(&mut self) -> Result<()> {
         self.shared()
             .shrinks
             .store(checkpoint::SHRINKS, Ordering::Relaxed);
-        const PAGES_PER_CALL: usize = 256;
-        defrag::move_tail(&mut self.space, &mut self.roots, PAGES_PER_CALL).map(|_| ())
+        self.move_tail(MOVED_PER_PUBLISH).map(|_| ())
+    }
+
+    /// Moves pages and keys that were noted at the end of the file, up to `bytes`; how many bytes were moved. Errors
+    /// are those of reading pages.
+    pub fn move_tail(&mut self, bytes: usize) -> Result<usize> {
+        defrag::move_tail(&mut self.space, &mut self.roots, bytes)
+    }
+
+    /// From now on the caller moves the runs of its own: values and chunks.
+    pub fn moves_runs(&self) {
+        self.shared().moves_runs.store(true, Ordering::Relaxed);
+    }
+
+    /// Runs at the end of the file that should move before it, up to `bytes`, at least one if there is any. For each,
+    /// the caller looks who refers to it; if somebody does, it writes a copy with [`StoreWriter::copy_run`], has it
+    /// referred to instead, and frees the old one.
+    pub fn tail_runs(&mut self, bytes: usize) -> Vec<TailRun> {
+        lock(&self.shared().tail).take_runs(bytes)
+    }
+
+    /// A copy of a run that lies before it. None when there is no room any more.
+    pub fn copy_run(&mut self, old: &TailRun) -> Result<Option<RunRef>> {
+        let contents = Bytes::copy_from_slice(&old.bytes);
+        let copy = self.space.write_run_below(
+            old.kind,
+            old.owner_key.clone(),
+            old.owner,
+            contents,
+            old.run.unit,
+        )?;
+        if copy.is_some() {
+            let bytes = u64::from(old.run.units) * self.space.pages().geo.unit_bytes as u64;
+            let counter = &self.shared().counters.moved_bytes;
+            counter.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Ok(copy)
+    }
+
+    /// Whether anything noted waits to be moved.
+    pub fn tail_waits(&self) -> bool {
+        !lock(&self.shared().tail).is_empty()
     }
 
     /// Whether a shrink that was asked for has checkpoints or pages left.

@@ -137,6 +137,9 @@ pub struct StoreOptions {
     pub extend_bytes: u64,
     /// Space kept ready behind the last used unit, so that checkpoints go on for a while on a full disk.
     pub reserve_bytes: u64,
+    /// Free space of more than this part of the file, in percent, is taken back by itself, as checkpoints go. 100:
+    /// never.
+    pub fragmentation_max: u64,
     /// False: `checkpoint` writes before it returns, without a thread (simulation).
     pub background: bool,
     /// Identity of a new file; random when none is given.
@@ -167,6 +170,7 @@ impl StoreOptions {
             backend: IoBackend::Auto,
             extend_bytes: 16 << 20,
             reserve_bytes: 64 << 20,
+            fragmentation_max: 20,
             background: true,
             identity: None,
             create: true,
@@ -220,6 +224,12 @@ pub struct StoreStats {
     pub checkpoint_bytes: u64,
     pub checkpoint_last_micros: u64,
     pub checkpoint_total_micros: u64,
+    /// Bytes that defragmentation has moved since the store was opened.
+    pub moved_bytes: u64,
+    /// Size towards which defragmentation works; 0 before it first looked.
+    pub defrag_goal_bytes: u64,
+    /// A defragmentation that was asked for is under way.
+    pub defragmenting: bool,
     /// The last attempt to grow the file failed.
     pub no_space: bool,
     /// Publish number of the oldest live snapshot.

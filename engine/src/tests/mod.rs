@@ -1,4 +1,5 @@
-//! Random histories against a model that is too simple to be wrong.
+//! Random histories against a model that is too simple to be wrong, and what goes on beside requests.
 
+mod defrag;
 mod model;
 mod random;

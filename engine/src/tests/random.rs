@@ -63,6 +63,7 @@ impl Run {
         options.cache_bytes = 1 << 20;
         options.chunk_bytes = [200, 600, 4096][rng.gen_range(0..3)];
         options.extend_bytes = 1 << 20;
+        options.fragmentation_max = [0, 20][rng.gen_range(0..2)];
         options.publish_bytes_max = [1 << 12, 1 << 20][rng.gen_range(0..2)];
         if let Some(disk) = &disk {
             options.dir = "store".into();

@@ -1,0 +1,249 @@
+//! Defragmentation while the engine is in use: the file gets as small as its contents allow, nobody is held up, and
+//! nothing that can be read changes.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::mvcc::{Engine, View, Writer};
+use crate::types::{Applied, Budget, CompactProgress, KeyRange, Options};
+
+struct Run {
+    engine: Engine,
+    writer: Writer,
+    index: u64,
+    rng: StdRng,
+    _dir: tempfile::TempDir,
+}
+
+/// Everything a view can tell, in a form to compare.
+fn contents(view: &View) -> Vec<String> {
+    let mut out = Vec::new();
+    let oldest = view.compact_revision().max(1);
+    for at in [view.revision(), (oldest + view.revision()) / 2, oldest] {
+        view.visit(&KeyRange::all(), at, &mut |kv| {
+            out.push(format!("{kv:?}"));
+            ControlFlow::Continue(())
+        })
+        .expect("reads");
+        out.push(format!("{:?}", view.hash_kv(at).expect("hashes")));
+    }
+    view.events(oldest, usize::MAX, &mut |event| {
+        out.push(format!("{:?}", event.to_event().expect("reads")));
+        ControlFlow::Continue(())
+    })
+    .expect("reads");
+    view.sys_scan(3, &mut |key, value| {
+        out.push(format!("{key:?} {value:?}"));
+        ControlFlow::Continue(())
+    })
+    .expect("reads");
+    out
+}
+
+impl Run {
+    fn new(change: impl FnOnce(&mut Options)) -> Run {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut options = Options::new(dir.path());
+        options.page_bytes = 1024;
+        options.cache_bytes = 2 << 20;
+        options.chunk_bytes = 8000;
+        options.extend_bytes = 64 << 10;
+        options.reserve_bytes = 64 << 10;
+        change(&mut options);
+        let (engine, writer) = Engine::open(options).expect("opens");
+        Run {
+            engine,
+            writer,
+            index: 0,
+            rng: StdRng::seed_from_u64(11),
+            _dir: dir,
+        }
+    }
+
+    fn publish(&mut self) -> View {
+        self.index += 1;
+        let applied = Applied {
+            index: self.index,
+            term: 1,
+        };
+        self.writer.publish(applied, b"").view
+    }
+
+    fn checkpoint(&mut self) {
+        self.publish();
+        let number = self
+            .writer
+            .checkpoint()
+            .expect("begins")
+            .expect("none runs");
+        self.engine.wait_durable(number).expect("durable");
+        while self.writer.store.checkpoint_running() {
+            std::thread::yield_now();
+        }
+    }
+
+    fn put(&mut self, key: u32) {
+        let mut name = format!("key{:08}", key.wrapping_mul(2_654_435_761)).into_bytes();
+        if key.is_multiple_of(50) {
+            name.extend([b'l'; 900]);
+        }
+        let bytes = match key % 7 {
+            0 => self.rng.gen_range(400..4000),
+            _ => self.rng.gen_range(0..80),
+        };
+        let value = vec![self.rng.r#gen(); bytes];
+        let mut txn = self.writer.txn();
+        txn.put(name.into(), value.into(), 0).expect("puts");
+        txn.finish();
+    }
+
+    fn delete_between(&mut self, start: u8, end: u8) {
+        let range = |n: u8| Bytes::from(format!("key{n:02}"));
+        let mut txn = self.writer.txn();
+        txn.delete_range(
+            &KeyRange::Half {
+                start: range(start),
+                end: range(end),
+            },
+            false,
+        )
+        .expect("deletes");
+        txn.finish();
+    }
+
+    fn compact(&mut self, at: i64) {
+        self.writer.compact(at).expect("compacts");
+        while self.writer.compact_step(Budget::default()).expect("steps") == CompactProgress::More {
+        }
+    }
+
+    fn file_and_use(&self) -> (u64, u64) {
+        let stats = self.engine.stats();
+        (stats.file_bytes, stats.in_use_bytes)
+    }
+}
+
+/// Fills, makes holes all over, and defragments. Answers size before and after, and what is in use then.
+fn shrink_under_readers(moves_runs: bool) -> (u64, u64, u64) {
+    let mut run = Run::new(|options| options.fragmentation_max = 100);
+    if !moves_runs {
+        run.writer.store.leave_runs();
+    }
+    for i in 0..6000 {
+        run.put(i);
+        if i % 500 == 499 {
+            let record = vec![i as u8; 3000];
+            run.writer
+                .sys_put(3, &i.to_be_bytes(), &record)
+                .expect("puts");
+            run.checkpoint();
+        }
+    }
+    for i in 0..1500 {
+        run.put(i * 4);
+    }
+    run.checkpoint();
+    let before = run.file_and_use().0;
+    for decade in 0..5 {
+        run.delete_between(10 + decade * 16, 10 + decade * 16 + 8);
+        run.delete_between(18 + decade * 16, 18 + decade * 16 + 5);
+    }
+    for i in (499..6000).step_by(1000) {
+        run.writer
+            .sys_delete(3, &(i as i32).to_be_bytes())
+            .expect("deletes");
+    }
+    // The newest history stays, with what it refers to.
+    for i in 0..200 {
+        run.put(i % 150);
+    }
+    let at = run.writer.revision() - 150;
+    run.compact(at);
+    run.checkpoint();
+    let held = run.publish();
+    let expected = contents(&held);
+    run.writer.shrink();
+    let mut rounds = 0;
+    while run.writer.shrinking() {
+        rounds += 1;
+        assert!(rounds < 200, "it comes to an end: {:?}", run.engine.stats());
+        while run.writer.defragment_step(64 << 10).expect("steps") {}
+        let view = run.publish();
+        assert!(contents(&view) == expected, "round {rounds}");
+        run.engine.check(&view).expect("sound");
+        drop(view);
+        run.checkpoint();
+        run.engine.check_file().expect("sound");
+        // The held view keeps its pages; what it reads stays as it was.
+        if rounds == 3 {
+            assert!(contents(&held) == expected);
+        }
+        if rounds == 4 {
+            break;
+        }
+    }
+    assert!(contents(&held) == expected);
+    drop(held);
+    run.writer.shrink();
+    while run.writer.shrinking() {
+        rounds += 1;
+        assert!(rounds < 400, "it comes to an end: {:?}", run.engine.stats());
+        while run.writer.defragment_step(64 << 10).expect("steps") {}
+        run.checkpoint();
+    }
+    let view = run.publish();
+    assert!(contents(&view) == expected);
+    run.engine.check_file().expect("sound");
+    let stats = run.engine.stats();
+    (before, stats.file_bytes, stats.in_use_bytes)
+}
+
+#[test]
+fn the_file_shrinks_to_its_contents() {
+    let (before, after, used) = shrink_under_readers(true);
+    assert!(after < before / 2, "{before} to {after} for {used} in use");
+    assert!(after * 100 <= used * 115, "{after} for {used} in use");
+    // Negative control: with runs left where they are it does not get there.
+    let (_, stuck, used) = shrink_under_readers(false);
+    assert!(stuck * 100 > used * 125, "{stuck} for {used} in use");
+}
+
+/// Random overwrites and deletes for a while, then less data than before: how much of the file lies free.
+fn churn(fragmentation_max: u64) -> u64 {
+    let mut run = Run::new(|options| options.fragmentation_max = fragmentation_max);
+    for i in 0..8000 {
+        run.put(i);
+    }
+    run.checkpoint();
+    for decade in 0..8 {
+        run.delete_between(11 + decade * 10, 18 + decade * 10);
+    }
+    let mut worst = 0;
+    for round in 0..60 {
+        for _ in 0..60 {
+            let key = run.rng.gen_range(0..800);
+            run.put(key);
+        }
+        let at = run.writer.revision() - 20;
+        run.compact(at);
+        run.checkpoint();
+        if round >= 40 {
+            let stats = run.engine.stats();
+            worst = worst.max(stats.free_bytes * 100 / stats.file_bytes);
+        }
+    }
+    run.engine.check_file().expect("sound");
+    worst
+}
+
+#[test]
+fn under_churn_the_file_shrinks_by_itself() {
+    let worst = churn(20);
+    assert!(worst <= 20, "{worst} % of the file are free");
+    // Negative control.
+    let worst = churn(100);
+    assert!(worst > 20, "{worst} % of the file are free");
+}
