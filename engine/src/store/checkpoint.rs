@@ -561,7 +561,9 @@ fn tidy(shared: &Shared, wrote: u64) {
     let moved_now = shared.counters.moved_bytes.load(Ordering::Relaxed);
     let moved_before = shared.moved_before.swap(moved_now, Ordering::Relaxed);
     let first = shared.shrinks.load(Ordering::Relaxed) >= SHRINKS - 1;
-    if asked && !lock(&shared.tail).is_empty() && (first || moved_now > moved_before) {
+    let enough = moved_now >= shared.shrink_until.load(Ordering::Relaxed);
+    let goes_on = first || moved_now > moved_before && !enough;
+    if asked && !lock(&shared.tail).is_empty() && goes_on {
         shared.shrinks.store(SHRINKS, Ordering::Relaxed);
     }
 }

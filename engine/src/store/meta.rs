@@ -4,7 +4,7 @@
 //! at 0 and at 65536, 4096 bytes each
 //! magic (8) | crc u32 of all that follows | format u32 | page bytes u32 | unit bytes u32 | identity (16)
 //! | checkpoint u64 | high water u64 | map index: unit u64 birth u64 units u32 pages u32
-//! | four roots: unit u64 birth u64 live u64 level u8 present u8 zero (6) | user bytes u32 | at 256: user bytes
+//! | four roots: unit u64 birth u64 live u64 level u8 present u8 zero (6) | user bytes u32 | features u32 | at 256: user bytes
 //! ```
 //!
 //! They lie in different 64 KiB blocks so that no write to one can tear the other. A checkpoint writes the one that
@@ -16,12 +16,15 @@ use super::types::USER_META_MAX;
 pub(super) const META_BYTES: usize = 4096;
 const MAGIC: [u8; 8] = *b"QRTTREE\x01";
 pub(super) const FORMAT: u32 = 1;
+/// Features of the file that a program must know to read it, one bit each; none so far.
+pub(super) const FEATURES: u32 = 0;
+const FEATURES_AT: usize = 212;
 const USER_AT: usize = 256;
 const ROOTS_AT: usize = 80;
 const ROOT_BYTES: usize = 32;
 
 const _: () = assert!(USER_AT + USER_META_MAX <= META_BYTES);
-const _: () = assert!(ROOTS_AT + 4 * ROOT_BYTES + 4 <= USER_AT);
+const _: () = assert!(ROOTS_AT + 4 * ROOT_BYTES + 4 <= FEATURES_AT && FEATURES_AT + 4 <= USER_AT);
 
 /// Offset of a meta page.
 pub(super) fn slot_offset(slot: usize) -> u64 {
@@ -66,6 +69,8 @@ pub(super) enum Fault {
     Foreign,
     /// Another version of the format.
     Format(u32),
+    /// Features, as bits, that this program does not know.
+    Features(u32),
     /// Torn or rotten.
     Damaged(String),
 }
@@ -97,6 +102,10 @@ impl Untrusted<'_> {
         }
         if get_u32(b, 12) != FORMAT {
             return Err(Fault::Format(get_u32(b, 12)));
+        }
+        let unknown = get_u32(b, FEATURES_AT) & !FEATURES;
+        if unknown != 0 {
+            return Err(Fault::Features(unknown));
         }
         self.fields().map_err(Fault::Damaged)
     }
@@ -186,6 +195,7 @@ impl Meta {
             out[at + 25] = 1;
         }
         put_u32(out, 208, self.user.len() as u32);
+        put_u32(out, FEATURES_AT, FEATURES);
         out[USER_AT..USER_AT + self.user.len()].copy_from_slice(&self.user);
         let crc = crc32fast::hash(&out[12..]);
         put_u32(out, 8, crc);

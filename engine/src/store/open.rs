@@ -2,6 +2,9 @@
 //!
 //! A new file is built under another name, synced, renamed, and the directory synced: under its own name there is
 //! never a half-made one. Opening writes nothing to a file that exists, but syncs it before it believes a byte.
+//!
+//! A file of another format, or with features unknown here, is refused even when one of its slots could be read.
+//! Checkpoint numbers go on behind a random gap, so that no number is given to two checkpoints, one of which was lost.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -114,6 +117,15 @@ fn create(dir: &dyn Directory, options: &StoreOptions, path: &Path) -> Result<()
         .map_err(|error| Error::io(path, 0, "creating", &error))
 }
 
+/// How many checkpoint numbers are passed over: pages of a checkpoint that a crash ended before its meta page carry the
+/// number after the newest. Used again, that number would make such a page pass for one of the new checkpoint whose
+/// write the device lost.
+fn random_skip(path: &Path) -> Result<u64> {
+    const SKIPPED_BITS: u32 = 20;
+    let random = u128::from_le_bytes(random_identity(path)?);
+    Ok(random as u64 & ((1 << SKIPPED_BITS) - 1))
+}
+
 fn random_identity(path: &Path) -> Result<[u8; 16]> {
     use std::io::Read;
     let mut identity = [0; 16];
@@ -156,6 +168,11 @@ impl Opening<'_> {
                 Ok(meta) => metas.push((slot, meta)),
                 Err(fault) => faults.push((slot, fault)),
             }
+        }
+        // Also when the other slot could be opened: a newer program has been here, and going back behind what it wrote
+        // would lose it.
+        if let Some(newer) = faults.iter().find_map(|(_, fault)| newer_program(fault)) {
+            return Err(mismatch(self.path, newer));
         }
         metas.sort_by_key(|(_, meta)| std::cmp::Reverse(meta.checkpoint));
         let highest = metas.first().map_or(0, |(_, meta)| meta.checkpoint);
@@ -220,17 +237,6 @@ impl Opening<'_> {
     }
 
     fn no_meta(&self, faults: &[(usize, Fault)]) -> Error {
-        if let Some((_, Fault::Format(format))) = faults
-            .iter()
-            .find(|(_, fault)| matches!(fault, Fault::Format(_)))
-        {
-            return mismatch(
-                self.path,
-                format!(
-                    "format {format}, this program reads format {FORMAT}: use the program that wrote it"
-                ),
-            );
-        }
         if faults
             .iter()
             .all(|(_, fault)| matches!(fault, Fault::Foreign | Fault::Empty))
@@ -352,11 +358,24 @@ impl Opening<'_> {
     }
 }
 
+/// What to say of a slot that is whole but not for this program.
+fn newer_program(fault: &Fault) -> Option<String> {
+    match fault {
+        Fault::Format(format) => Some(format!(
+            "format {format}, this program reads format {FORMAT}: use the program that wrote it"
+        )),
+        Fault::Features(bits) => Some(format!(
+            "it has features that this program does not know (bits {bits:#x}): use the program that wrote it"
+        )),
+        _ => None,
+    }
+}
+
 fn describe(fault: &Fault) -> String {
     match fault {
         Fault::Empty => "empty".into(),
         Fault::Foreign => "not written by this program".into(),
-        Fault::Format(format) => format!("format {format} instead of {FORMAT}"),
+        Fault::Format(_) | Fault::Features(_) => newer_program(fault).unwrap_or_default(),
         Fault::Damaged(what) => what.clone(),
     }
 }
@@ -419,6 +438,12 @@ fn build(
     let store = Store {
         shared: Arc::new(shared),
     };
-    let writer = StoreWriter::new(&store, roots, found.highest + 1)?;
+    let skipped = match (options.skip_numbers, is_new) {
+        (Some(skip), _) => u64::from(skip),
+        (None, true) => 0,
+        (None, false) if options.identity.is_some() => 0,
+        (None, false) => random_skip(path)?,
+    };
+    let writer = StoreWriter::new(&store, roots, found.highest + 1 + skipped)?;
     Ok((store, writer, recovered))
 }

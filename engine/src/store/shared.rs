@@ -94,6 +94,8 @@ pub(super) struct Shared {
     pub defrag_goal: AtomicU64,
     /// `moved_bytes` when the walk before the newest one ended.
     pub moved_before: AtomicU64,
+    /// Of `moved_bytes`: where a shrink that was asked for ends at the latest, however much is written meanwhile.
+    pub shrink_until: AtomicU64,
     /// Things are being moved: the map moves along.
     pub tidying: AtomicBool,
     /// Free space of more than this part of the file, in percent, is taken back without being asked.
@@ -143,6 +145,7 @@ impl Shared {
             moves_runs: AtomicBool::new(false),
             defrag_goal: AtomicU64::new(0),
             moved_before: AtomicU64::new(0),
+            shrink_until: AtomicU64::new(0),
             tidying: AtomicBool::new(false),
             fragmentation_max: setup.fragmentation_max,
             extend_bytes: setup.extend_bytes,

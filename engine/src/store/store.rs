@@ -293,11 +293,16 @@ impl StoreWriter {
 
     /// Begins to make the file as small as its contents allow: checkpoints note what lies at its end, publishes and
     /// `move_tail` move it before, and checkpoints cut off what falls free. Goes on as long as there are publishes and
-    /// checkpoints; `shrinking` tells when there is nothing more to do. Errors are those of reading pages.
+    /// checkpoints; `shrinking` tells when there is nothing more to do, which is at the latest when twice as much was
+    /// moved as the store holds. Errors are those of reading pages.
     pub fn request_shrink(&mut self) -> Result<()> {
-        self.shared()
-            .shrinks
-            .store(checkpoint::SHRINKS, Ordering::Relaxed);
+        let shared = self.shared();
+        let held = shared.pages.geo.offset(lock(&shared.alloc).taken_units());
+        let moved = shared.counters.moved_bytes.load(Ordering::Relaxed);
+        shared
+            .shrink_until
+            .store(moved + 2 * held, Ordering::Relaxed);
+        shared.shrinks.store(checkpoint::SHRINKS, Ordering::Relaxed);
         self.move_tail(MOVED_PER_PUBLISH).map(|_| ())
     }
 

@@ -144,6 +144,8 @@ pub struct StoreOptions {
     pub background: bool,
     /// Identity of a new file; random when none is given.
     pub identity: Option<[u8; 16]>,
+    /// Checkpoint numbers passed over at opening. None: a random number of up to 20 bits, or none with an identity given.
+    pub skip_numbers: Option<u32>,
     /// False: a missing file is an error, because something else says that there was one.
     pub create: bool,
     /// Called instead of ending the process when a write or sync failed. For tests.
@@ -173,6 +175,7 @@ impl StoreOptions {
             fragmentation_max: 20,
             background: true,
             identity: None,
+            skip_numbers: None,
             create: true,
             on_fatal: None,
         }

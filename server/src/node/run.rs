@@ -45,7 +45,9 @@ const SPACE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long after a defragmentation the space is taken to have come free.
 const SPACE_RECHECK: Duration = Duration::from_secs(2);
 /// Checkpoints one defragmentation makes at most while the file goes on shrinking.
-const SHRINK_CHECKPOINTS_MAX: u32 = 12;
+const SHRINK_CHECKPOINTS_MAX: u32 = 4096;
+/// Bytes moved between two batches while a defragmentation runs: some tens of microseconds.
+const DEFRAGMENT_SLICE: usize = 128 << 10;
 /// Wait after a checkpoint that found no room.
 const CHECKPOINT_RETRY: Duration = Duration::from_millis(500);
 /// Tries to free log segments before the member gives up, and the wait after each.
@@ -89,6 +91,8 @@ struct Defragment {
     since: Instant,
     /// Checkpoints made so far.
     made: u32,
+    /// More waits to be moved before the next checkpoint.
+    moving: bool,
     /// Durable checkpoints still to come, each started after the one before.
     checkpoints_left: u8,
     waiters: Vec<Waiter>,
@@ -320,6 +324,7 @@ impl NodeLoop {
                     self.work.defragment = Some(Defragment {
                         since: Instant::now(),
                         made: 0,
+                        moving: false,
                         checkpoints_left: 2,
                         waiters: vec![done],
                     });
@@ -519,7 +524,8 @@ impl NodeLoop {
 
     fn deadline(&self) -> Instant {
         let now = Instant::now();
-        if self.work.compacting {
+        let moving = self.work.defragment.as_ref().is_some_and(|job| job.moving);
+        if self.work.compacting || moving {
             return now;
         }
         let next = self.work.next_tick.min(self.work.next_expire);
@@ -532,8 +538,17 @@ impl NodeLoop {
     fn background(&mut self) -> Result<(), Fatal> {
         self.compact_slice()?;
         self.finish_checkpoint()?;
+        self.defragment_slice()?;
         self.start_checkpoint()?;
         self.bound_dirty()
+    }
+
+    fn defragment_slice(&mut self) -> Result<(), Fatal> {
+        if let Some(job) = &mut self.work.defragment {
+            let step = self.applier.writer().defragment_step(DEFRAGMENT_SLICE);
+            job.moving = step.map_err(fatal)?;
+        }
+        Ok(())
     }
 
     /// Memory and the room a checkpoint needs are bounded by waiting here, with the mailbox as the queue
@@ -734,7 +749,7 @@ impl NodeLoop {
         let changed = self.applier.applied().index > self.work.checkpoint_applied;
         let aged = changed && self.work.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL;
         let due = self.applier.writer().checkpoint_due();
-        let defragmenting = self.work.defragment.is_some();
+        let defragmenting = self.work.defragment.as_ref().is_some_and(|job| !job.moving);
         if !(due || aged || defragmenting || self.work.checkpoint_wanted) {
             return Ok(());
         }

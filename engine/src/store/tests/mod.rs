@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod figures;
 mod golden;
+mod incarnation;
 mod memory;
 mod model;
 
