@@ -31,6 +31,12 @@ pub(crate) struct ViewInner {
 }
 
 impl View {
+    /// As [`Writer::prefetch`](crate::Writer::prefetch), from any thread: what is known of a request
+    /// before it is applied can bring its pages into memory meanwhile.
+    pub fn prefetch(&self, keys: &[&[u8]]) {
+        self.inner.snapshot.prefetch(crate::source::TreeId::K, keys);
+    }
+
     /// The newest revision, at least 1.
     pub fn revision(&self) -> i64 {
         self.inner.meta.revision

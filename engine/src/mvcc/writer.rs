@@ -101,6 +101,14 @@ impl Writer {
         self.meta.rolling
     }
 
+    /// Reads the pages that changes or reads of `keys` will need into the cache, many at once.
+    /// Before applying a batch of requests this makes the batch wait once for each level of the
+    /// tree and not once for each page. Blocks for the reads; what cannot be read is met again
+    /// where it is needed.
+    pub fn prefetch(&self, keys: &[&[u8]]) {
+        self.store.prefetch(TreeId::K, keys);
+    }
+
     /// Begins one request. All its changes share the next revision.
     pub fn txn(&mut self) -> Txn<'_> {
         Txn::new(self)

@@ -203,6 +203,31 @@ impl Cache {
         result
     }
 
+    /// Takes on the load of an address that is neither here nor being loaded; the caller brings the frame with
+    /// [`Landing::land`], and until then others wait for it. None when there is nothing to do.
+    pub fn claim(&self, addr: Addr) -> Option<Landing<'_>> {
+        let flight = Arc::new(Flight::default());
+        match self.shard(addr).map.entry(addr) {
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(slot) => slot.insert(Slot::Loading(flight.clone())),
+        };
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        Some(Landing {
+            cache: self,
+            addr,
+            flight,
+            result: None,
+        })
+    }
+
+    /// The frame at `addr` if it is here; not counted as a use.
+    pub fn peek(&self, addr: Addr) -> Option<Frame> {
+        match self.shard(addr).map.get(&addr) {
+            Some(Slot::Held(held)) => Some(held.frame.clone()),
+            _ => None,
+        }
+    }
+
     /// Puts in a frame that was just written.
     pub fn insert(&self, addr: Addr, frame: Frame) {
         let mut shard = self.shard(addr);
@@ -235,11 +260,22 @@ impl Cache {
 }
 
 /// Ends a flight whatever happens to its leader, so that followers never wait for ever.
-struct Landing<'a> {
+pub(super) struct Landing<'a> {
     cache: &'a Cache,
     addr: Addr,
     flight: Arc<Flight>,
     result: Option<Result<Frame>>,
+}
+
+impl Landing<'_> {
+    pub fn addr(&self) -> Addr {
+        self.addr
+    }
+
+    /// Ends the flight with what was loaded, or why not.
+    pub fn land(mut self, result: Result<Frame>) {
+        self.result = Some(result);
+    }
 }
 
 impl Drop for Landing<'_> {

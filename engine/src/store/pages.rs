@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 
+use super::btree::{Kid, Root};
 use super::cache::{Cache, Frame};
 use super::error::{Error, Result};
 use super::io::{AlignedBuf, BufPool, PageFile};
@@ -13,6 +14,15 @@ use super::node::Node;
 use super::page::{Addr, Geometry, LongKeys, Page};
 use super::runs::{self, MemRun, RUN_BYTES_MAX, RUN_HEADER};
 use super::types::RunRef;
+
+/// Reads asked of the backend at once.
+const READS_AT_ONCE: usize = 64;
+
+/// A page on the way down.
+enum Next {
+    Here(Arc<Node>),
+    At(Addr),
+}
 
 /// The file as readers see it.
 pub(super) struct Pages {
@@ -74,15 +84,114 @@ impl Pages {
         }
     }
 
+    /// Brings pages into the cache, those that are missing with as few reads at once as the backend can. Errors land
+    /// nowhere: whoever needs the page meets them.
+    fn load_many(&self, addrs: &[Addr]) {
+        for part in addrs.chunks(READS_AT_ONCE) {
+            let claimed: Vec<_> = part
+                .iter()
+                .filter_map(|addr| self.cache.claim(*addr))
+                .collect();
+            let mut bufs: Vec<_> = claimed.iter().map(|_| self.pool.take()).collect();
+            let mut reads: Vec<(u64, &mut [u8])> = claimed
+                .iter()
+                .zip(&mut bufs)
+                .map(|(claim, buf)| (self.geo.offset(claim.addr().unit), &mut buf[..]))
+                .collect();
+            let read = self.file.read_many(&mut reads);
+            drop(reads);
+            for (claim, buf) in claimed.into_iter().zip(bufs) {
+                let addr = claim.addr();
+                claim.land(match &read {
+                    Ok(()) => self
+                        .checked(&buf, addr)
+                        .map(|node| Frame::Node(Arc::new(node))),
+                    // Which of them failed is not told: read alone, it says so.
+                    Err(_) => self.read_node(addr).map(|node| Frame::Node(Arc::new(node))),
+                });
+                self.pool.give(buf);
+            }
+        }
+    }
+
+    fn checked(&self, buf: &[u8], addr: Addr) -> Result<Node> {
+        Page::check(buf, &self.geo, addr, self.seed)
+            .map_err(|what| self.corrupt(addr.unit, what))?;
+        Ok(Node::durable(Box::from(buf), addr))
+    }
+
+    /// Brings the leaves that hold `keys` into the cache, level by level: all the pages of one level that are missing
+    /// are read at once, so that a batch waits as often as the tree is high and not once for each page. Pages that
+    /// cannot be read are met again by whoever needs them.
+    pub fn prefetch(&self, root: &Root, tree: u8, keys: &[&[u8]]) {
+        // Nodes that are held, each with its part of the keys.
+        let mut sorted: Vec<&[u8]> = keys.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        if let Some(Kid::Disk(addr)) = &root.kid {
+            self.load_many(&[*addr]);
+        }
+        let Ok(Some(top)) = root.node(self, tree) else {
+            return;
+        };
+        let mut front: Vec<(Arc<Node>, std::ops::Range<usize>)> = vec![(top, 0..sorted.len())];
+        while !front.is_empty() {
+            let mut next: Vec<(Next, std::ops::Range<usize>)> = Vec::new();
+            for (node, range) in front.drain(..) {
+                if node.page().is_leaf() {
+                    continue;
+                }
+                let mut from = range.start;
+                while from < range.end {
+                    let Ok(i) = node.page().child_for(sorted[from], self) else {
+                        return;
+                    };
+                    let mut to = from + 1;
+                    while to < range.end
+                        && node
+                            .page()
+                            .child_for(sorted[to], self)
+                            .is_ok_and(|j| j == i)
+                    {
+                        to += 1;
+                    }
+                    let kid = match node.kid(i) {
+                        Some(kid) => Next::Here(kid.clone()),
+                        None => Next::At(node.page().child(i).addr),
+                    };
+                    // Leaves in memory need nothing more.
+                    if !(node.page().level() == 1 && matches!(kid, Next::Here(_))) {
+                        next.push((kid, from..to));
+                    }
+                    from = to;
+                }
+            }
+            let missing: Vec<Addr> = next
+                .iter()
+                .filter_map(|(kid, _)| match kid {
+                    Next::At(addr) => Some(*addr),
+                    Next::Here(_) => None,
+                })
+                .collect();
+            self.load_many(&missing);
+            for (kid, range) in next {
+                match kid {
+                    Next::Here(node) => front.push((node, range)),
+                    Next::At(addr) => {
+                        if let Some(Frame::Node(node)) = self.cache.peek(addr) {
+                            front.push((node, range));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// Reads and checks a page, past the cache.
     pub fn read_node(&self, addr: Addr) -> Result<Node> {
         let mut buf = self.pool.take();
         let read = self.read_at(addr.unit, &mut buf, "reading a page");
-        let checked = read.and_then(|()| {
-            Page::check(&buf, &self.geo, addr, self.seed)
-                .map_err(|what| self.corrupt(addr.unit, what))?;
-            Ok(Node::durable(Box::from(&buf[..]), addr))
-        });
+        let checked = read.and_then(|()| self.checked(&buf, addr));
         self.pool.give(buf);
         checked
     }

@@ -74,6 +74,12 @@ impl Snapshot {
             .count(&self.store().shared.pages, tree as u8, start, end)
     }
 
+    /// Brings the leaves that hold `keys` into the cache, many pages at a time. Blocks for the reads.
+    pub fn prefetch(&self, tree: TreeId, keys: &[&[u8]]) {
+        let pages = &self.store().shared.pages;
+        pages.prefetch(self.root(tree), tree as u8, keys);
+    }
+
     /// The contents of a run.
     pub fn read_run(&self, run: RunRef) -> Result<Bytes> {
         self.store().shared.pages.run(run)

@@ -176,6 +176,12 @@ impl StoreWriter {
         self.roots[tree as usize].count(self.space.pages(), tree as u8, start, end)
     }
 
+    /// Brings the leaves that hold `keys` into the cache, many pages at a time. Blocks for the reads.
+    pub fn prefetch(&self, tree: TreeId, keys: &[&[u8]]) {
+        let pages = self.space.pages();
+        pages.prefetch(&self.roots[tree as usize], tree as u8, keys);
+    }
+
     /// The contents of a run.
     pub fn read_run(&self, run: RunRef) -> Result<Bytes> {
         self.space.pages().run(run)

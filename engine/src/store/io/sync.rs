@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 use super::uring::UringFile;
 use super::{AlignedBuf, Directory, PageFile};
 
+/// Threads that read a batch, the caller among them, and from how many reads on they are worth starting.
+const READ_THREADS: usize = 4;
+const READS_FOR_THREADS: usize = 8;
+
 /// A directory of the real file system.
 pub(super) struct RealDirectory {
     path: PathBuf,
@@ -120,6 +124,28 @@ fn direct_works(file: &File, create: bool) -> bool {
 impl PageFile for SyncFile {
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
+    }
+
+    fn read_many(&self, reads: &mut [(u64, &mut [u8])]) -> io::Result<()> {
+        let read = |part: &mut [(u64, &mut [u8])]| {
+            part.iter_mut()
+                .try_for_each(|(offset, buf)| self.file.read_exact_at(buf, *offset))
+        };
+        if reads.len() < READS_FOR_THREADS {
+            return read(reads);
+        }
+        // What the device does for several at once takes several callers.
+        let part = reads.len().div_ceil(READ_THREADS);
+        std::thread::scope(|scope| {
+            let mut parts = reads.chunks_mut(part);
+            let own = parts.next();
+            let others: Vec<_> = parts.map(|part| scope.spawn(|| read(part))).collect();
+            let own = own.map_or(Ok(()), read);
+            others.into_iter().fold(own, |done, other| {
+                let other = other.join();
+                done.and(other.unwrap_or_else(|_| Err(io::Error::other("a reading thread died"))))
+            })
+        })
     }
 
     fn write_many(&self, writes: &[(u64, &[u8])]) -> io::Result<()> {

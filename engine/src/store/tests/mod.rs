@@ -8,6 +8,7 @@ mod golden;
 mod incarnation;
 mod memory;
 mod model;
+mod prefetch;
 
 use std::collections::BTreeMap;
 use std::path::Path;
