@@ -23,7 +23,7 @@ use crate::events::chunk::{ChunkView, Prev};
 use crate::mvcc::reader::lease_key;
 use crate::mvcc::{Meta, View};
 use crate::record::{Live, RUN, ValueRef, decode_record, run_ref};
-use crate::source::{LIVE, RunRef, Snapshot, Source, Store, TreeId};
+use crate::source::{LIVE, RunRef, Source, Store, TreeId};
 use crate::types::{Error, Result, Revision};
 
 /// What the checker saw.
@@ -79,7 +79,8 @@ pub(crate) fn check_file(store: &Store, view: &View) -> Result<FileReport> {
         }
         let meta = Meta::decode(&durable.user_meta)?;
         let owned = |tree, _: &[u8], flags, value: &[u8], out: &mut Vec<RunRef>| {
-            owned_runs(&view.inner.snapshot, meta.sweep, tree, flags, value, out)
+            let read = |run| Source::read_run(&view.inner.snapshot, run);
+            owned_runs(&read, meta.sweep, tree, flags, value, out)
         };
         let mut owned = in_store_terms(owned);
         let result = store.check(&mut owned);
@@ -102,9 +103,9 @@ pub(crate) fn check_file(store: &Store, view: &View) -> Result<FileReport> {
     }
 }
 
-/// Adds the runs an entry owns.
-fn owned_runs(
-    snapshot: &Snapshot,
+/// Adds the runs an entry owns. `read` gives the contents of a chunk.
+pub(crate) fn owned_runs(
+    read: &dyn Fn(RunRef) -> Result<bytes::Bytes>,
     sweep: Revision,
     tree: TreeId,
     flags: u8,
@@ -124,7 +125,7 @@ fn owned_runs(
         TreeId::E => {
             let run = run_ref(value.get(..24).unwrap_or_default())?;
             out.push(run);
-            let bytes = Source::read_run(snapshot, run)?;
+            let bytes = read(run)?;
             let chunk = ChunkView::sealed(&bytes)?;
             for i in chunk.lower_bound(sweep)..chunk.len() {
                 if let Prev::Live(_, live) = chunk.event(i)?.prev
@@ -155,7 +156,8 @@ pub(crate) fn check(view: &View) -> Result<CheckReport> {
     let sweep = view.inner.meta.sweep;
     let snapshot = &view.inner.snapshot;
     snapshot.check(&mut in_store_terms(|tree, _, flags, value, out| {
-        owned_runs(snapshot, sweep, tree, flags, value, out)
+        let read = |run| Source::read_run(snapshot, run);
+        owned_runs(&read, sweep, tree, flags, value, out)
     }))?;
     let mut checker = Checker {
         view,

@@ -29,6 +29,7 @@ mod hash;
 mod mvcc;
 mod record;
 mod relocate;
+mod scrub;
 mod source;
 pub(crate) mod store;
 mod types;
@@ -41,5 +42,6 @@ pub use mvcc::{Engine, EventRef, Published, Txn, View, Writer};
 pub use store::{FatalHook, IoBackend};
 pub use types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, EventKind, EventsEnd, HashKv,
-    KeyRange, KeyValue, KvRef, KvVisitor, Options, RecordVisitor, Result, Revision, Stats,
+    KeyRange, KeyValue, KvRef, KvVisitor, Options, RecordVisitor, Result, Revision, ScrubReport,
+    Stats,
 };

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -302,6 +303,14 @@ pub struct Options {
     pub create: bool,
     /// Called instead of ending the process when a write or sync failed. For tests.
     pub on_fatal: Option<FatalHook>,
+    /// How fast the scrubber reads, in bytes per second; 0: there is none. Nor is there without
+    /// `background`.
+    pub scrub_bytes_per_second: u64,
+    /// How long the scrubber waits before each pass.
+    pub scrub_pause: Duration,
+    /// Gets a line for each damage that the scrubber finds, on its thread; it goes to standard error
+    /// without this.
+    pub on_damage: Option<FatalHook>,
 }
 
 impl Options {
@@ -322,6 +331,9 @@ impl Options {
             identity: None,
             create: true,
             on_fatal: None,
+            scrub_bytes_per_second: 4 << 20,
+            scrub_pause: Duration::from_secs(3600),
+            on_damage: None,
         }
     }
 }
@@ -343,6 +355,30 @@ pub struct Stats {
     pub cache_misses: u64,
     /// Bytes held by the page cache.
     pub cache_bytes: u64,
+    /// Times a page made room for another.
+    pub cache_evictions: u64,
+    /// Bytes waiting for older checkpoints and views to go.
+    pub pending_bytes: u64,
+    /// Length of the file with the space kept ready behind the high-water mark.
+    pub allocated_bytes: u64,
+    /// Checkpoints since the engine was opened.
+    pub checkpoints: u64,
+    /// Checkpoints that found no room.
+    pub checkpoints_failed: u64,
+    /// Bytes written by checkpoints since the engine was opened.
+    pub checkpoint_bytes: u64,
+    /// Time that the last checkpoint took, in microseconds.
+    pub checkpoint_last_micros: u64,
+    /// Time of all checkpoints, in microseconds.
+    pub checkpoint_total_micros: u64,
+    /// Publications since the oldest view that is still held; 0 when that is the newest.
+    pub oldest_pin_lag: u64,
+    /// Bytes moved towards the front of the file since the engine was opened.
+    pub moved_bytes: u64,
+    /// Size towards which defragmentation works; 0 before it first looked.
+    pub defrag_goal_bytes: u64,
+    /// A defragmentation that was asked for is under way.
+    pub defragmenting: bool,
     /// Number of the newest durable checkpoint.
     pub checkpoint: u64,
     /// The last attempt to grow the file failed for want of disk space.
@@ -351,4 +387,21 @@ pub struct Stats {
     pub keys: u64,
     /// Events kept in the newest view.
     pub events: u64,
+}
+
+/// What the scrubber has seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScrubReport {
+    /// Whole passes over the file.
+    pub passes: u64,
+    /// Bytes read and found good, over all passes.
+    pub bytes: u64,
+    /// Of these, in the pass under way.
+    pub pass_bytes: u64,
+    /// Bytes that the pass will read, about.
+    pub pass_of: u64,
+    /// Times that something damaged was met; more with each pass over it.
+    pub damaged: u64,
+    /// What it was, with file, offset and what to do; the first few.
+    pub damage: Vec<String>,
 }

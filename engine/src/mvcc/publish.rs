@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::check::{CheckReport, FileReport};
 use crate::events::log::EventLog;
+use crate::scrub::{self, Scrubber};
 use crate::source::{self, Store};
-use crate::types::{Applied, Error, Options, Result, Stats};
+use crate::types::{Applied, Error, Options, Result, ScrubReport, Stats};
 
 use super::Meta;
 use super::view::{View, ViewInner};
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     report: String,
     shards: [Shard; SHARDS],
     durable: Arc<Mutex<DurableApplied>>,
+    scrub: Arc<scrub::Desk>,
 }
 
 /// Each on cache lines of its own, so that readers on different threads do not contend.
@@ -87,6 +89,7 @@ impl Engine {
         };
         // The older meta slot may still be the one to fall back to, so nothing counts as the
         // previous checkpoint until there is a new one.
+        let scrubber = Scrubber::start(&store, &options).map_err(Error::Io)?;
         let durable = Arc::new(Mutex::new(DurableApplied {
             newest: meta.applied,
             previous: Applied::default(),
@@ -96,6 +99,7 @@ impl Engine {
             report: recovered.report,
             shards: std::array::from_fn(|_| Shard(Mutex::new(view.clone()))),
             durable: durable.clone(),
+            scrub: scrubber.desk(),
         });
         let reads_ahead = Arc::downgrade(&shared);
         store.on_durable(Box::new(move |_| {
@@ -119,6 +123,7 @@ impl Engine {
         }));
         let writer = Writer {
             store: writer,
+            _scrubber: scrubber,
             shared: shared.clone(),
             log: EventLog::new(meta.next_seq, options.chunk_bytes),
             meta,
@@ -163,6 +168,20 @@ impl Engine {
             cache_hits: store.cache_hits,
             cache_misses: store.cache_misses,
             cache_bytes: store.cache_bytes,
+            cache_evictions: store.cache_evictions,
+            pending_bytes: store.pending_bytes,
+            allocated_bytes: store.allocated_bytes,
+            checkpoints: store.checkpoints,
+            checkpoints_failed: store.checkpoints_failed,
+            checkpoint_bytes: store.checkpoint_bytes,
+            checkpoint_last_micros: store.checkpoint_last_micros,
+            checkpoint_total_micros: store.checkpoint_total_micros,
+            oldest_pin_lag: store
+                .oldest_pin
+                .map_or(0, |pin| store.newest_publish.saturating_sub(pin)),
+            moved_bytes: store.moved_bytes,
+            defrag_goal_bytes: store.defrag_goal_bytes,
+            defragmenting: store.defragmenting,
             checkpoint: self.shared.store.durable().checkpoint,
             no_space: store.no_space,
             keys: view.count(&crate::KeyRange::all(), 0).unwrap_or(0),
@@ -193,6 +212,11 @@ impl Engine {
     /// not needed any more, even if the newest checkpoint turns out unreadable.
     pub fn previous_durable_applied(&self) -> Applied {
         lock(&self.shared.durable).previous
+    }
+
+    /// How far the scrubber is, and what it found.
+    pub fn scrub_report(&self) -> ScrubReport {
+        self.shared.scrub.report()
     }
 
     /// Reads all of a view and verifies what the record layer promises about it.

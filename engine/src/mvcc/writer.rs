@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::events::log::{EventLog, OpenChunk};
 use crate::record::{RUN, run_ref};
+use crate::scrub::Scrubber;
 use crate::source::{LIVE, MOVED_PER_PUBLISH, RunKind, StoreWriter, TreeId};
 use crate::types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, RecordVisitor, Result,
@@ -41,6 +42,8 @@ pub struct Published {
 /// readers, and for the disk only when a page is not cached.
 pub struct Writer {
     pub(crate) store: StoreWriter,
+    /// Ends with the writer.
+    pub(crate) _scrubber: Scrubber,
     pub(crate) shared: Arc<Shared>,
     pub(crate) log: EventLog,
     /// The working state's numbers.

@@ -85,16 +85,19 @@ impl Snapshot {
 }
 
 /// The newest durable checkpoint, held still.
-struct PinnedDurable<'a> {
-    shared: &'a Shared,
+pub(super) struct PinnedDurable<'a> {
+    pub shared: &'a Shared,
     pin: u64,
-    checkpoint: u64,
-    roots: [Root; 4],
-    map: Map,
+    pub checkpoint: u64,
+    pub roots: [Root; 4],
+    pub map: Map,
+    pub user: Arc<[u8]>,
+    /// Its meta page.
+    pub slot: usize,
 }
 
 impl PinnedDurable<'_> {
-    fn new(shared: &Shared) -> PinnedDurable<'_> {
+    pub fn new(shared: &Shared) -> PinnedDurable<'_> {
         let durable = lock(&shared.durable);
         // One less than its own publish number: the next checkpoint may be one of the same state and drop map pages.
         let pin = durable.publish.saturating_sub(1);
@@ -105,6 +108,8 @@ impl PinnedDurable<'_> {
             checkpoint: durable.checkpoint,
             roots: durable.roots.map(Root::at),
             map: durable.map.clone(),
+            user: durable.user.clone(),
+            slot: durable.slot,
         }
     }
 }
@@ -320,32 +325,43 @@ impl<'a, 'v> Walk<'a, 'v> {
 
     /// Checks the map's own pages against what is in memory.
     fn map(&mut self, map: &Map) -> Result<()> {
-        let geo = self.pages.geo;
         if map.index.pages == 0 {
             return Ok(());
         }
-        let mut image = AlignedBuf::new(map.index.units as usize * geo.unit_bytes);
-        self.pages
-            .read_at(map.index.unit, &mut image, "reading the map index")?;
-        let pages = self.pages;
-        let corrupt =
-            |unit: u64| move |what: String| Error::corrupt(&pages.path, geo.offset(unit), what);
-        let addrs = map::check_index(&geo, &image, map.index, pages.seed)
-            .map_err(corrupt(map.index.unit))?;
-        let mut stored = Bitmap::default();
-        for (number, addr) in addrs.iter().enumerate() {
-            let mut image = AlignedBuf::new(geo.unit_bytes);
-            self.pages
-                .read_at(addr.unit, &mut image, "reading a map page")?;
-            map::check_page(&image, number, *addr, self.pages.seed, &mut stored)
-                .map_err(corrupt(addr.unit))?;
-        }
-        if let Some(unit) = stored.first_difference(&map.reached) {
-            return Err(corrupt(unit)(format!(
-                "the map on disk and the one in memory differ at unit {unit}"
-            )));
-        }
+        check_map(self.pages, map)?;
         self.see(map.index.unit, map.index.units)?;
-        addrs.iter().try_for_each(|addr| self.see(addr.unit, 1))
+        map.pages.iter().try_for_each(|addr| self.see(addr.unit, 1))
     }
+}
+
+/// Reads a map from disk and holds it against the one in memory.
+pub(super) fn check_map(pages: &Pages, map: &Map) -> Result<()> {
+    let geo = pages.geo;
+    if map.index.pages == 0 {
+        return Ok(());
+    }
+    let mut image = AlignedBuf::new(map.index.units as usize * geo.unit_bytes);
+    pages.read_at(map.index.unit, &mut image, "reading the map index")?;
+    let corrupt =
+        |unit: u64| move |what: String| Error::corrupt(&pages.path, geo.offset(unit), what);
+    let addrs =
+        map::check_index(&geo, &image, map.index, pages.seed).map_err(corrupt(map.index.unit))?;
+    if addrs != map.pages {
+        return Err(corrupt(map.index.unit)(
+            "the map index on disk and the one in memory differ".into(),
+        ));
+    }
+    let mut stored = Bitmap::default();
+    for (number, addr) in addrs.iter().enumerate() {
+        let mut image = AlignedBuf::new(geo.unit_bytes);
+        pages.read_at(addr.unit, &mut image, "reading a map page")?;
+        map::check_page(&image, number, *addr, pages.seed, &mut stored)
+            .map_err(corrupt(addr.unit))?;
+    }
+    if let Some(unit) = stored.first_difference(&map.reached) {
+        return Err(corrupt(unit)(format!(
+            "the map on disk and the one in memory differ at unit {unit}"
+        )));
+    }
+    Ok(())
 }

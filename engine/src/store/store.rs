@@ -78,6 +78,19 @@ impl Store {
         lock(&self.shared.callbacks).push(Arc::from(f));
     }
 
+    #[cfg(test)]
+    pub(crate) fn reached_units_for_tests(&self) -> Vec<u64> {
+        let map = lock(&self.shared.durable).map.clone();
+        let units =
+            |extent: super::alloc::Extent| extent.unit..extent.unit + u64::from(extent.units);
+        map.reached.extents().flat_map(units).collect()
+    }
+
+    /// The file.
+    pub fn path(&self) -> &std::path::Path {
+        self.shared.path()
+    }
+
     /// The runs that wait to be moved, for reading ahead what that needs.
     pub fn noted_runs(&self) -> Vec<TailRun> {
         lock(&self.shared.tail).runs()
@@ -134,6 +147,11 @@ impl StoreWriter {
             in_flight: false,
             thread,
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn store_for_tests(&self) -> Store {
+        self.last.store().clone()
     }
 
     /// For tests that break rules.

@@ -151,10 +151,8 @@ fn shrink_under_readers(moves_runs: bool) -> (u64, u64, u64) {
         run.delete_between(10 + decade * 16, 10 + decade * 16 + 8);
         run.delete_between(18 + decade * 16, 18 + decade * 16 + 5);
     }
-    for i in (499..6000).step_by(1000) {
-        run.writer
-            .sys_delete(3, &(i as i32).to_be_bytes())
-            .expect("deletes");
+    for i in (499..6000u32).step_by(1000) {
+        run.writer.sys_delete(3, &i.to_be_bytes()).expect("deletes");
     }
     // The newest history stays, with what it refers to.
     for i in 0..200 {

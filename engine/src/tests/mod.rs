@@ -3,3 +3,4 @@
 mod defrag;
 mod model;
 mod random;
+mod scrub;
