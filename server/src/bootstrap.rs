@@ -3,13 +3,16 @@
 //! 1. Refuse foreign files. 2. Take the lock of the data directory. 3. Open the tree at its newest
 //!    durable checkpoint. 4. Open the log and recover it, knowing what the tree has applied. 5. Demand
 //!    that the two fit: first index − 1 ≤ applied ≤ last index. 6. A directory without data founds a
-//!    cluster of one whose first log entry adds this member, as etcd does.
+//!    cluster of one whose first log entry adds this member, as etcd does. Only then the flags say who
+//!    this member is; with data they are not looked at.
 //!
 //! Invariants:
 //! 1. Nothing outside `member/lock`, `member/log` and `member/store` is created, and no file that is
 //!    not ours is written or removed.
 //! 2. A tree that is ahead of its log, or behind the log's start, is never served: acknowledged
 //!    entries would be missing.
+//! 3. The name of a directory is durable before anything is created in it.
+//! 4. The ids of the founding entry are those that the log was created with.
 
 use crate::apply::Applier;
 use crate::config::{Config, WalBackend};
@@ -20,7 +23,7 @@ use crate::node::Identity;
 use consensus::{Replica, Wire};
 use quorate_proto::raftpb;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,18 +60,58 @@ pub struct DataDirLock {
     _file: File,
 }
 
-fn create_dir(path: &Path) -> Result<(), String> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|e| format!("cannot create {}: {e}", path.display()))
+/// Makes the entries of a directory durable.
+type SyncDir<'a> = &'a mut dyn FnMut(&Path) -> io::Result<()>;
+
+/// Creates what is missing of a path, from the top, each name made durable before anything is created
+/// below it: what is acknowledged later must not vanish with the name of a directory above it. The last
+/// name that exists is made durable too: a process that died may have created it just before.
+fn create_dir(path: &Path, sync: SyncDir<'_>) -> Result<(), String> {
+    let mut names: Vec<&Path> = path
+        .ancestors()
+        .take_while(|name| !name.as_os_str().is_empty() && !name.exists())
+        .collect();
+    names.extend(path.ancestors().nth(names.len()));
+    for name in names.into_iter().rev() {
+        match fs::DirBuilder::new().mode(0o700).create(name) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists && !name.is_dir() => {
+                return Err(format!("cannot create {}: {e}", name.display()));
+            }
+            _ => {}
+        }
+        if let Some(parent) = name.parent() {
+            sync(parent).map_err(|e| format!("cannot sync {}: {e}", parent.display()))?;
+        }
+    }
+    match path.is_dir() {
+        true => Ok(()),
+        false => Err(format!(
+            "cannot create {}: it is not a directory",
+            path.display()
+        )),
+    }
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    let path = match path.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => path,
+    };
+    match File::open(path).and_then(|dir| dir.sync_all()) {
+        // A directory that may be searched but not read cannot be synced by us; nor did we create in it.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
+    }
 }
 
 /// Creates the directories, refuses foreign ones and takes the lock.
 pub fn claim(layout: &Layout) -> Result<DataDirLock, String> {
+    claim_syncing(layout, &mut sync_dir)
+}
+
+fn claim_syncing(layout: &Layout, sync: SyncDir<'_>) -> Result<DataDirLock, String> {
     refuse_foreign(layout)?;
-    create_dir(&layout.member)?;
+    create_dir(&layout.member, sync)?;
     let path = layout.member.join("lock");
     let mut file = OpenOptions::new()
         .create(true)
@@ -97,8 +140,8 @@ pub fn claim(layout: &Layout) -> Result<DataDirLock, String> {
     let _ = file
         .set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()));
-    create_dir(&layout.log)?;
-    create_dir(&layout.store)?;
+    create_dir(&layout.log, sync)?;
+    create_dir(&layout.store, sync)?;
     Ok(DataDirLock { _file: file })
 }
 
@@ -137,13 +180,70 @@ pub struct Opened {
 
 /// Opens or creates everything below the data directory.
 pub fn open(config: &Config, limits: &Limits, hook: Arc<dyn LeaseHook>) -> Result<Opened, String> {
+    open_sized(config, limits, hook, Sizes::default())
+}
+
+/// What tests make smaller, or simulate.
+pub(crate) struct Sizes {
+    /// See [`raftlog::Options::segment_bytes`].
+    pub segment_bytes: u64,
+    /// See [`engine::Options::dirty_bytes_max`].
+    pub dirty_bytes_max: u64,
+    /// See [`engine::Options::reserve_bytes`].
+    pub reserve_bytes: u64,
+    /// Where the log is, if not on this machine's disk.
+    #[cfg(test)]
+    pub log_disk: Option<simdisk::Disk>,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes {
+            segment_bytes: raftlog::Options::new("").segment_bytes,
+            dirty_bytes_max: DIRTY_BYTES_MAX,
+            reserve_bytes: RESERVE_BYTES,
+            #[cfg(test)]
+            log_disk: None,
+        }
+    }
+}
+
+impl Sizes {
+    fn log_backend(&self, config: &Config) -> raftlog::Backend {
+        #[cfg(test)]
+        if let Some(disk) = &self.log_disk {
+            return raftlog::Backend::Sim(disk.clone());
+        }
+        match config.wal_backend {
+            // The node thread waits for each log write, so a ring has nothing to overlap; and on busy
+            // cores a durable direct write through one was measured to take far longer than a blocking
+            // call, which ends on the thread that made it.
+            WalBackend::Auto | WalBackend::Sync => raftlog::Backend::Sync,
+            WalBackend::Uring => raftlog::Backend::Uring,
+        }
+    }
+}
+
+pub(crate) fn open_sized(
+    config: &Config,
+    limits: &Limits,
+    hook: Arc<dyn LeaseHook>,
+    sizes: Sizes,
+) -> Result<Opened, String> {
     let layout = Layout::of(config);
     let lock = claim(&layout)?;
-    let founding = Founding::of(config)?;
+    // A member that has data keeps its ids, whatever the flags say now; as in etcd.
+    let stored = raftlog::identity(&layout.log)
+        .map_err(|e| format!("cannot read the log in {}: {e}", layout.log.display()))?;
+    if stored.is_none() && fs::read_dir(&layout.store).is_ok_and(|mut files| files.next().is_none())
+    {
+        // Flags that are refused leave no files behind.
+        Founding::of(config)?;
+    }
     let (engine, writer) = engine::Engine::open(engine::Options {
         cache_bytes: config.cache_bytes,
-        dirty_bytes_max: DIRTY_BYTES_MAX,
-        reserve_bytes: RESERVE_BYTES,
+        dirty_bytes_max: sizes.dirty_bytes_max,
+        reserve_bytes: sizes.reserve_bytes,
         backend: match config.wal_backend {
             WalBackend::Auto => engine::IoBackend::Auto,
             WalBackend::Uring => engine::IoBackend::Uring,
@@ -154,24 +254,24 @@ pub fn open(config: &Config, limits: &Limits, hook: Arc<dyn LeaseHook>) -> Resul
     .map_err(|e| e.to_string())?;
     tracing::info!("opened the tree file: {}", engine.opening_report());
     let applied = engine.view().applied();
-    // A member that has data keeps its ids, whatever the flags say now; as in etcd.
-    let identity = raftlog::identity(&layout.log)
-        .map_err(|e| format!("cannot read the log in {}: {e}", layout.log.display()))?
-        .unwrap_or([founding.cluster_id, founding.member_id]);
+    let identity = match stored {
+        Some(identity) => identity,
+        // Opening the log is refused then, with what is wrong with it.
+        None if applied.index > 0 && !config.wal_accept_loss => [0, 0],
+        None => {
+            let founding = Founding::of(config)?;
+            [founding.cluster_id, founding.member_id]
+        }
+    };
     let (mut log, recovered) = raftlog::Log::open(raftlog::Options {
-        backend: match config.wal_backend {
-            // The node thread waits for each log write, so a ring has nothing to overlap; and on busy
-            // cores a durable direct write through one was measured to take far longer than a blocking
-            // call, which ends on the thread that made it.
-            WalBackend::Auto | WalBackend::Sync => raftlog::Backend::Sync,
-            WalBackend::Uring => raftlog::Backend::Uring,
-        },
+        backend: sizes.log_backend(config),
         identity,
         accept_loss: config.wal_accept_loss,
         committed: (applied.index > 0).then_some(raftlog::Committed {
             index: applied.index,
             term: applied.term,
         }),
+        segment_bytes: sizes.segment_bytes,
         ..raftlog::Options::new(&layout.log)
     })
     .map_err(|e| e.to_string())?;
@@ -201,7 +301,7 @@ pub fn open(config: &Config, limits: &Limits, hook: Arc<dyn LeaseHook>) -> Resul
                 layout.log.display()
             ));
         }
-        found(config, &founding, &mut log)?
+        found(config, &identity, &mut log)?
     } else {
         resume(&engine, &mut log, &recovered)?
     };
@@ -264,7 +364,15 @@ struct Founding {
 }
 
 impl Founding {
+    /// What the flags say; refuses those that cannot found a cluster here.
     fn of(config: &Config) -> Result<Founding, String> {
+        if config.initial_cluster_existing {
+            return Err(
+                "flag --initial-cluster-state=existing is refused: joining a cluster is not \
+                 supported yet, and there is no data to go on with"
+                    .to_owned(),
+            );
+        }
         let members = &config.initial_cluster.members;
         let [(name, urls)] = &members[..] else {
             return Err(format!(
@@ -294,27 +402,22 @@ impl Founding {
     }
 }
 
-/// Writes the first entries of a new cluster, as etcd does.
+/// Writes the first entries of a new cluster, as etcd does. The ids are those that the log was created
+/// with: the flags of a process that died in between may have been others.
 fn found(
     config: &Config,
-    founding: &Founding,
+    identity: &Identity,
     log: &mut raftlog::Log,
 ) -> Result<consensus::Boot, String> {
-    if config.initial_cluster_existing {
-        return Err(
-            "flag --initial-cluster-state=existing is refused: joining a cluster is not supported \
-             yet, and there is no data to go on with"
-                .to_owned(),
-        );
-    }
+    Founding::of(config)?;
     let member = membership::Member {
-        id: founding.member_id,
+        id: identity.member_id,
         peer_urls: config.advertise_peer_urls.clone(),
         name: config.name.clone(),
         ..Default::default()
     };
     let boot = consensus::bootstrap(vec![consensus::InitialMember {
-        id: founding.member_id,
+        id: identity.member_id,
         context: member.to_json().into(),
     }])
     .map_err(|e| e.to_string())?;
@@ -324,12 +427,15 @@ fn found(
         vote: boot.hard_state.vote,
         commit: boot.hard_state.commit,
     };
-    log.append(&entries, Some(hard_state))
+    let appended = log
+        .append(&entries, Some(hard_state))
         .map_err(|e| format!("cannot write the first log entries: {e}"))?;
-    log.sync();
+    if !log.sync().covers(appended) {
+        return Err("the first log entries did not become durable".to_owned());
+    }
     tracing::info!(
-        local_member_id = format!("{:x}", founding.member_id),
-        cluster_id = format!("{:x}", founding.cluster_id),
+        local_member_id = format!("{:x}", identity.member_id),
+        cluster_id = format!("{:x}", identity.cluster_id),
         "founded a cluster of one member"
     );
     Ok(boot)
@@ -449,6 +555,55 @@ mod tests {
         );
         drop(held);
         claim(&layout).unwrap();
+    }
+
+    /// What is synced, in order.
+    fn claim_traced(layout: &Layout) -> Vec<PathBuf> {
+        let mut synced = Vec::new();
+        let lock = claim_syncing(layout, &mut |path| {
+            synced.push(path.to_owned());
+            Ok(())
+        });
+        lock.unwrap();
+        synced
+    }
+
+    #[test]
+    fn the_names_of_new_directories_are_made_durable_from_the_top() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a/b");
+        let layout = layout(&data);
+        let upper = dir.path().parent().unwrap().to_owned();
+        let (top, a) = (dir.path().to_owned(), dir.path().join("a"));
+        let member = &layout.member;
+        assert_eq!(
+            claim_traced(&layout),
+            // The parent of what exists; of a, of b, of member; then of log and store, below member, whose
+            // own name is made sure of again.
+            [&upper, &top, &a, &data, &data, member, &data, member].map(PathBuf::clone)
+        );
+        // A process that died may have created the last name just before.
+        assert_eq!(
+            claim_traced(&layout),
+            [&data, member, member].map(PathBuf::clone)
+        );
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_made_durable_stops_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(&dir.path().join("data"));
+        let refused = claim_syncing(&layout, &mut |path| match path == dir.path() {
+            true => Err(io::Error::other("no")),
+            false => Ok(()),
+        });
+        let refused = refused.unwrap_err();
+        assert!(refused.starts_with("cannot sync"), "{refused}");
+        assert!(!layout.member.exists());
+        let file = dir.path().join("file");
+        fs::write(&file, b"").unwrap();
+        let refused = create_dir(&file, &mut sync_dir).unwrap_err();
+        assert!(refused.contains("not a directory"), "{refused}");
     }
 
     #[test]
