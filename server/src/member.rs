@@ -18,7 +18,7 @@ use crate::compactor;
 use crate::config::{AutoCompaction, Config};
 use crate::front::Front;
 use crate::http;
-use crate::lease::{self, Lessor};
+use crate::lease::{self, LeaseHook, Lessor};
 use crate::limits::Limits;
 use crate::membership;
 use crate::metrics::{self, Metrics};
@@ -33,6 +33,8 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod gauges;
+#[cfg(test)]
+mod tests;
 
 /// How long open calls may take to finish when the member stops.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -41,6 +43,14 @@ const PUBLISH_RETRY: Duration = Duration::from_millis(500);
 
 /// Runs a member until a signal stops it; answers the signal's number.
 pub fn run(config: Config) -> Result<Option<i32>, String> {
+    run_hooked(config, |leases| leases)
+}
+
+/// As [`run`]; what hears of leases goes through `wrap`.
+fn run_hooked(
+    config: Config,
+    wrap: impl FnOnce(Arc<dyn LeaseHook>) -> Arc<dyn LeaseHook>,
+) -> Result<Option<i32>, String> {
     let started = Instant::now();
     net::raise_fd_limit();
     let limits = limits(&config);
@@ -57,8 +67,8 @@ pub fn run(config: Config) -> Result<Option<i32>, String> {
 
     let clock: Arc<dyn Clock> = Arc::new(RuntimeClock);
     let lessor = Arc::new(Lessor::new(clock.clone(), limits.election_timeout));
-    let hook = Arc::new(gauges::CountedLeases::new(lessor.clone(), metrics.clone()));
-    let opened = bootstrap::open(&config, &limits, hook)?;
+    let hook = gauges::CountedLeases::new(lessor.clone(), metrics.clone());
+    let opened = bootstrap::open(&config, &limits, wrap(Arc::new(hook)))?;
     let view = opened.engine.view();
     lessor.load(&view).map_err(|e| e.to_string())?;
     let feed = Feed::new(
@@ -151,7 +161,7 @@ pub fn run(config: Config) -> Result<Option<i32>, String> {
     node.stop();
     let ended = node_thread
         .join()
-        .map_err(|_| "the node thread panicked".to_owned())?;
+        .map_err(|panic| format!("the node thread panicked: {}", said_by(&*panic)))?;
     drop(threads);
     drop(lock);
     ended.map_err(|e| e.to_string())?;
@@ -162,6 +172,15 @@ pub fn run(config: Config) -> Result<Option<i32>, String> {
         "closed etcd server"
     );
     Ok(Some(stop.number))
+}
+
+/// The message of a panic.
+fn said_by(panic: &(dyn std::any::Any + Send)) -> &str {
+    match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "it did not say why",
+    }
 }
 
 fn limits(config: &Config) -> Limits {

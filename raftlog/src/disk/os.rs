@@ -25,6 +25,7 @@ pub(crate) struct Abilities {
 }
 
 impl Abilities {
+    #[cfg(test)]
     pub const ALL: Abilities = Abilities {
         direct: true,
         dsync: true,

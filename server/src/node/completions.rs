@@ -110,7 +110,7 @@ impl Completions {
         if self.closed.load(Ordering::Acquire) {
             return Err(errors::STOPPED);
         }
-        let shard = SHARD.with(Cell::get);
+        let shard = SHARD.with(Cell::get) % self.shards.len();
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         let id =
             self.id_prefix | (count & ((1 << (48 - SHARD_BITS)) - 1)) << SHARD_BITS | shard as u64;
@@ -131,6 +131,11 @@ impl Completions {
         if lock(&self.shard_of(id).waiting).remove(&id).is_some() {
             self.pending.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether the call of this id still waits.
+    pub fn waits(&self, id: u64) -> bool {
+        lock(&self.shard_of(id).waiting).contains_key(&id)
     }
 
     /// Hands over the results of one batch; called by the node thread after publishing.

@@ -16,10 +16,18 @@ use tokio::sync::{oneshot, watch};
 /// Bytes of proposals that may wait for the node thread; beyond it calls get `TOO_MANY_REQUESTS`.
 pub const MAILBOX_BYTES_MAX: usize = 64 << 20;
 
+/// What a proposal weighs besides its payload.
+pub(super) const PROPOSAL_BYTES: usize = 64;
+
 /// What the node thread is asked to do.
 pub enum Input {
     /// Put this encoded request into the log.
-    Propose(Bytes),
+    Propose {
+        /// Its id, by which its call waits.
+        id: u64,
+        /// The entry.
+        payload: Bytes,
+    },
     /// Confirm leadership, then answer: a linearizable read of a member that is not the sole voter.
     Read(oneshot::Sender<Result<(), Status>>),
     /// Answer once history up to the revision is dropped durably.
@@ -42,6 +50,8 @@ pub struct Shared {
     pub(super) reads_local: AtomicBool,
     /// The disk is so full that nothing that takes space may enter the log.
     pub(super) space_low: AtomicBool,
+    /// As much is changed in memory as may be, and no checkpoint finds room: nothing may enter the log.
+    pub(super) no_room: AtomicBool,
     pub(super) leader_changes: AtomicU64,
     pub(super) proposals_failed: AtomicU64,
 }
@@ -104,7 +114,7 @@ impl NodeHandle {
         let _ = stopped.wait_for(|s| *s).await;
     }
 
-    fn ask(
+    pub(super) fn ask(
         &self,
         input: impl FnOnce(oneshot::Sender<Result<(), Status>>) -> Input,
     ) -> Result<oneshot::Receiver<Result<(), Status>>, Status> {
@@ -138,6 +148,9 @@ impl Node for NodeHandle {
         if inner.shared.space_low.load(Ordering::Relaxed) && takes_space(&request) {
             return Err(errors::NO_SPACE);
         }
+        if inner.shared.no_room.load(Ordering::Relaxed) {
+            return Err(errors::NO_SPACE);
+        }
         let (id, result) = inner.completions.register()?;
         request
             .header
@@ -148,11 +161,9 @@ impl Node for NodeHandle {
             inner.completions.withdraw(id);
             return Err(errors::REQUEST_TOO_LARGE);
         }
-        let weight = payload.len() + 64;
-        if let Err(refused) = inner
-            .mailbox
-            .push(Input::Propose(Bytes::from(payload)), weight)
-        {
+        let weight = payload.len() + PROPOSAL_BYTES;
+        let payload = Bytes::from(payload);
+        if let Err(refused) = inner.mailbox.push(Input::Propose { id, payload }, weight) {
             inner.completions.withdraw(id);
             return Err(match refused {
                 Refused::Full(_) => errors::TOO_MANY_REQUESTS,

@@ -1,5 +1,6 @@
 //! The node: the one place where consensus, the log, apply and the readers meet.
 
+mod background;
 pub mod completions;
 pub mod handle;
 pub mod mailbox;

@@ -10,15 +10,20 @@
 //! 2. A view is published before the watchers and the waiting calls hear of it.
 //! 3. A checkpoint is of an applied, hence durable, state. The log is trimmed only below the applied
 //!    index of the checkpoint before the newest durable one.
-//! 4. Background work (compaction slices, checkpoint bookkeeping) runs between rounds, in slices, and
-//!    never while calls wait in the mailbox for longer than one slice.
+//! 4. Bytes changed in memory stay below [`DIRTY_PERCENT_MAX`] of the checkpoint threshold plus what
+//!    one entry changes, also while a log is replayed and while history is compacted: what would go
+//!    beyond waits for a checkpoint.
+//! 5. However the loop ends, by a panic too, whoever waits for it is told, and nobody can begin to wait.
+//! 6. Everything that waits here is bounded: see [`HELD_BYTES_MAX`] and [`COMPACTED_WAITERS_MAX`], and
+//!    `background` for its own.
 //!
 //! The log write is waited for on this thread: with one voter there is nothing else to do meanwhile,
 //! and a hand-over to a log thread and back would cost more than the write of a fast disk. Reads and
 //! watches never pass through here.
 
+use super::background::{Background, RECLAIM_TRIES};
 use super::completions::{Completions, Outcome};
-use super::handle::{HandleInner, Input, MAILBOX_BYTES_MAX, NodeHandle, Shared};
+use super::handle::{HandleInner, Input, MAILBOX_BYTES_MAX, NodeHandle, PROPOSAL_BYTES, Shared};
 use super::mailbox::{Drained, Mailbox};
 use super::{Identity, Observer};
 use crate::apply::Applier;
@@ -27,38 +32,35 @@ use crate::status::{Status, errors};
 use crate::watch::Feed;
 use bytes::Bytes;
 use consensus::{ConfChange, EntryKind, Replica, Verdict, Wire};
-use prost::Message;
-use quorate_proto::etcdserverpb as pb;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// A checkpoint is made this long after a change even if little has changed.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
+pub(super) const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 /// How often a running checkpoint or job is looked at when nothing else wakes the loop.
 const JOB_POLL: Duration = Duration::from_millis(2);
 /// Quiet after which the end of the log is sealed.
 const IDLE: Duration = Duration::from_millis(50);
-/// How often the free space is looked at.
-const SPACE_INTERVAL: Duration = Duration::from_millis(100);
-/// How long after a defragmentation the space is taken to have come free.
-const SPACE_RECHECK: Duration = Duration::from_secs(2);
-/// Checkpoints one defragmentation makes at most while the file goes on shrinking.
-const SHRINK_CHECKPOINTS_MAX: u32 = 4096;
-/// Bytes moved between two batches while a defragmentation runs: some tens of microseconds.
-const DEFRAGMENT_SLICE: usize = 128 << 10;
-/// Wait after a checkpoint that found no room.
-const CHECKPOINT_RETRY: Duration = Duration::from_millis(500);
-/// Tries to free log segments before the member gives up, and the wait after each.
-const RECLAIM_TRIES: usize = 10;
-const RECLAIM_PAUSE: Duration = Duration::from_millis(200);
 /// How often calls that wait too long are looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
 /// Dirty bytes, in percent of the checkpoint threshold, beyond which proposals wait for the checkpoint.
-pub const DIRTY_PERCENT_MAX: u64 = 125;
+pub const DIRTY_PERCENT_MAX: u64 = 115;
+/// Bytes of proposals that wait for a leader at most; beyond, the newest are refused with
+/// `TOO_MANY_REQUESTS`. A proposal whose call has ended is forgotten.
+pub const HELD_BYTES_MAX: usize = MAILBOX_BYTES_MAX;
+/// Physical compactions that may be waited for at a time; the others are refused with
+/// `TOO_MANY_REQUESTS`.
+pub const COMPACTED_WAITERS_MAX: usize = 1024;
 
-type Waiter = oneshot::Sender<Result<(), Status>>;
+pub(super) type Waiter = oneshot::Sender<Result<(), Status>>;
+
+/// Answers a call that may have been given up meanwhile.
+pub(super) fn answer(waiter: Waiter, result: Result<(), Status>) {
+    let _ = waiter.send(result);
+}
 
 /// Why the loop ended by itself; the process must end too.
 #[derive(Debug)]
@@ -72,7 +74,7 @@ impl std::fmt::Display for Fatal {
 
 impl std::error::Error for Fatal {}
 
-fn fatal(what: impl std::fmt::Display) -> Fatal {
+pub(super) fn fatal(what: impl std::fmt::Display) -> Fatal {
     Fatal(what.to_string())
 }
 
@@ -84,18 +86,6 @@ pub fn to_log(entry: &consensus::Entry) -> raftlog::Entry {
         kind: entry.kind.number(),
         data: entry.data.clone(),
     }
-}
-
-/// A defragmentation on its way.
-struct Defragment {
-    since: Instant,
-    /// Checkpoints made so far.
-    made: u32,
-    /// More waits to be moved before the next checkpoint.
-    moving: bool,
-    /// Durable checkpoints still to come, each started after the one before.
-    checkpoints_left: u8,
-    waiters: Vec<Waiter>,
 }
 
 /// What a node is made of.
@@ -128,73 +118,87 @@ pub struct Parts {
 
 /// Everything the node thread owns.
 pub struct NodeLoop {
-    handle: Arc<HandleInner>,
-    replica: Replica,
-    log: raftlog::Log,
-    applier: Applier,
-    feed: Arc<Feed>,
-    observer: Arc<dyn Observer>,
+    /// In front, so that whoever waits is told before the parts below close their files.
+    pub(super) work: Work,
+    pub(super) handle: Arc<HandleInner>,
+    pub(super) replica: Replica,
+    pub(super) log: raftlog::Log,
+    pub(super) applier: Applier,
+    pub(super) feed: Arc<Feed>,
+    pub(super) observer: Arc<dyn Observer>,
     tick: Duration,
-    catchup_entries: u64,
-    dirty_bytes_max: u64,
-    work: Work,
+    pub(super) catchup_entries: u64,
+    pub(super) dirty_bytes_max: u64,
 }
 
-/// What is under way besides requests.
-struct Work {
-    next_tick: Instant,
-    next_expire: Instant,
-    next_space: Instant,
-    /// No checkpoint before this: the last one found no room.
-    retry_at: Instant,
-    /// The checkpoint being written: its number, and how far compaction was done in it.
-    checkpoint: Option<(u64, i64)>,
-    last_checkpoint: Instant,
-    /// Applied index of the last checkpoint started.
-    checkpoint_applied: u64,
-    checkpoint_wanted: bool,
-    trimmed_to: u64,
-    compacting: bool,
-    compacting_since: Option<Instant>,
-    /// The last compaction that was finished, -1 before the first.
-    compact_done: i64,
+/// What is under way.
+pub(super) struct Work {
+    pub next_tick: Instant,
+    pub next_expire: Instant,
     /// When the log last took something that no seal covers yet.
     unsealed: Option<Instant>,
-    compacted: Vec<(i64, Waiter)>,
-    defragment: Option<Defragment>,
+    /// Proposals of this turn, or waiting for a leader: ids and payloads.
+    held: Held,
     /// Reads whose round is not over, by context.
-    reads: Vec<(u64, Waiter)>,
+    pub reads: BTreeMap<u64, Waiter>,
     /// Contexts of confirmed reads and the index they wait for.
     confirmed: Vec<(u64, u64)>,
     next_read: u64,
     results: Vec<(u64, Outcome)>,
     stopping: bool,
+    /// Calls that wait for history up to a revision to be gone.
+    pub compacted: Vec<(i64, Waiter)>,
+    pub background: Background,
+}
+
+/// Proposals that are not yet with consensus.
+#[derive(Default)]
+struct Held {
+    ids: Vec<u64>,
+    payloads: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Held {
+    /// Takes one, or hands it back if that is too much.
+    fn take(&mut self, id: u64, payload: Bytes) -> Result<(), u64> {
+        if self.bytes >= HELD_BYTES_MAX {
+            return Err(id);
+        }
+        self.bytes += payload.len() + PROPOSAL_BYTES;
+        self.ids.push(id);
+        self.payloads.push(payload);
+        Ok(())
+    }
+
+    /// Keeps those whose id is still waited for.
+    fn retain(&mut self, mut waits: impl FnMut(u64) -> bool) {
+        let old = std::mem::take(self);
+        for (id, payload) in old.ids.into_iter().zip(old.payloads) {
+            if waits(id) {
+                self.bytes += payload.len() + PROPOSAL_BYTES;
+                self.ids.push(id);
+                self.payloads.push(payload);
+            }
+        }
+    }
 }
 
 impl Work {
-    fn new(applied: u64, compact_done: i64) -> Work {
+    fn new(background: Background) -> Work {
         let now = Instant::now();
         Work {
             next_tick: now,
             next_expire: now + EXPIRE_INTERVAL,
-            next_space: now,
-            retry_at: now,
-            checkpoint: None,
-            last_checkpoint: now,
-            checkpoint_applied: applied,
-            checkpoint_wanted: false,
-            trimmed_to: 0,
-            compacting: true,
-            compacting_since: None,
-            compact_done,
             unsealed: None,
-            compacted: Vec::new(),
-            defragment: None,
-            reads: Vec::new(),
+            held: Held::default(),
+            reads: BTreeMap::new(),
             confirmed: Vec::new(),
             next_read: 0,
             results: Vec::new(),
             stopping: false,
+            compacted: Vec::new(),
+            background,
         }
     }
 }
@@ -207,6 +211,8 @@ impl Drop for Ended {
     fn drop(&mut self) {
         self.0.shared.reads_local.store(false, Ordering::Release);
         self.0.mailbox.close();
+        // Nobody takes these any more; dropped, they end the calls that sent them.
+        self.0.mailbox.drain(&mut Vec::new());
         self.0.completions.close();
         self.0.stopped.send_replace(true);
     }
@@ -221,13 +227,16 @@ impl NodeLoop {
         let view = parts.engine.view();
         let (applied, compact_done) = (view.applied(), view.compact_done());
         drop(view);
+        let mut limits = parts.limits;
+        // What the log cannot take must be refused before it is proposed.
+        limits.request_bytes_max = limits.request_bytes_max.min(parts.log.entry_bytes_max());
         let handle = Arc::new(HandleInner {
             mailbox: Mailbox::new(MAILBOX_BYTES_MAX),
             completions: Completions::new(parts.network_threads, parts.identity.member_id, boot_ms),
             shared: Shared::default(),
             engine: parts.engine,
             identity: parts.identity,
-            limits: parts.limits,
+            limits,
             stopped: tokio::sync::watch::Sender::new(false),
         });
         handle
@@ -244,7 +253,7 @@ impl NodeLoop {
             tick: parts.tick,
             catchup_entries: parts.catchup_entries,
             dirty_bytes_max: parts.dirty_bytes_max,
-            work: Work::new(applied.index, compact_done),
+            work: Work::new(Background::new(applied.index, compact_done)),
         };
         (node, NodeHandle { inner: handle })
     }
@@ -262,21 +271,17 @@ impl NodeLoop {
 
     fn serve(&mut self) -> Result<(), Fatal> {
         self.elect()?;
+        self.first_checkpoint()?;
         let mut inputs = Vec::new();
-        let mut proposals = Vec::new();
         while !self.work.stopping {
             let deadline = self.deadline();
             if self.handle.mailbox.wait(&mut inputs, Some(deadline)) == Drained::Closed {
                 break;
             }
             for input in inputs.drain(..) {
-                self.take(input, &mut proposals);
+                self.take(input);
             }
-            // Without a leader proposals wait here; their calls end by their timeout. What may gather is
-            // bounded by the calls that the network layer admits in that time.
-            if !proposals.is_empty() && self.replica.status().leader != 0 {
-                self.propose(&mut proposals);
-            }
+            self.propose();
             self.tick();
             self.watch_space();
             self.rounds()?;
@@ -286,7 +291,7 @@ impl NodeLoop {
     }
 
     /// A sole voter elects itself at once; others wait for ticks.
-    fn elect(&mut self) -> Result<(), Fatal> {
+    pub(super) fn elect(&mut self) -> Result<(), Fatal> {
         // Nobody may campaign before the committed conf changes of the log are applied.
         self.rounds()?;
         if self.replica.status().is_sole_voter {
@@ -295,53 +300,69 @@ impl NodeLoop {
         self.rounds()
     }
 
-    fn take(&mut self, input: Input, proposals: &mut Vec<Bytes>) {
+    pub(super) fn take(&mut self, input: Input) {
         match input {
-            Input::Propose(payload) => proposals.push(payload),
+            Input::Propose { id, payload } => {
+                if let Err(id) = self.work.held.take(id, payload) {
+                    self.refuse(id, errors::TOO_MANY_REQUESTS);
+                }
+            }
             Input::Read(done) => {
                 self.work.next_read += 1;
                 match self.replica.read(self.work.next_read) {
-                    Ok(()) => self.work.reads.push((self.work.next_read, done)),
-                    Err(error) => {
-                        tracing::debug!(%error, "read not started");
-                        // The call may have timed out meanwhile.
-                        let _ = done.send(Err(errors::NO_LEADER));
+                    Ok(()) => {
+                        self.work.reads.insert(self.work.next_read, done);
                     }
+                    // As many wait already as consensus keeps.
+                    Err(consensus::ReadError::Full) => {
+                        answer(done, Err(errors::TOO_MANY_REQUESTS));
+                    }
+                    Err(consensus::ReadError::NoLeader) => answer(done, Err(errors::NO_LEADER)),
                 }
+            }
+            Input::Compacted(_, done) if self.work.compacted.len() >= COMPACTED_WAITERS_MAX => {
+                answer(done, Err(errors::TOO_MANY_REQUESTS));
             }
             Input::Compacted(revision, done) => {
                 self.work.compacted.push((revision, done));
-                self.work.compacting = true;
+                self.work.background.compacting = true;
             }
-            Input::Defragment(done) => match &mut self.work.defragment {
-                // The one under way began before this call; it must see two checkpoints after it.
-                Some(job) => {
-                    job.checkpoints_left = 2;
-                    job.waiters.push(done);
-                }
-                None => {
-                    self.observer.defragmented(None);
-                    self.work.defragment = Some(Defragment {
-                        since: Instant::now(),
-                        made: 0,
-                        moving: false,
-                        checkpoints_left: 2,
-                        waiters: vec![done],
-                    });
-                }
-            },
+            Input::Defragment(done) => self.defragment(done),
             Input::Stop => self.work.stopping = true,
         }
     }
 
-    fn propose(&mut self, proposals: &mut Vec<Bytes>) {
-        if let Err(error) = self.replica.propose(std::mem::take(proposals)) {
-            // As in etcd a proposal that cannot be taken is dropped; its call ends by its timeout.
-            tracing::debug!(%error, "proposals dropped");
-        }
+    fn refuse(&mut self, id: u64, status: Status) {
+        self.handle
+            .shared
+            .proposals_failed
+            .fetch_add(1, Ordering::Relaxed);
+        self.handle
+            .completions
+            .complete(&mut vec![(id, Err(status))]);
     }
 
-    fn tick(&mut self) {
+    /// Hands over what was taken. Without a leader it stays here; its calls end by their timeout.
+    pub(super) fn propose(&mut self) {
+        if self.work.held.ids.is_empty() || self.replica.status().leader == 0 {
+            return;
+        }
+        self.work.held.bytes = 0;
+        let payloads = std::mem::take(&mut self.work.held.payloads);
+        let proposed = self.replica.propose(payloads);
+        if let Err(error) = &proposed {
+            tracing::debug!(%error, "proposals dropped");
+        }
+        if let Err(consensus::ProposeError::Full) = proposed {
+            for id in std::mem::take(&mut self.work.held.ids) {
+                self.refuse(id, errors::TOO_MANY_REQUESTS);
+            }
+        }
+        // As in etcd one that is dropped for another reason ends by its timeout.
+        self.work.held.ids.clear();
+    }
+
+    pub(super) fn tick(&mut self) {
         let now = Instant::now();
         if now >= self.work.next_tick {
             self.replica.tick();
@@ -365,12 +386,19 @@ impl NodeLoop {
                 .shared
                 .proposals_failed
                 .fetch_add(expired as u64, Ordering::Relaxed);
+            // Of those who went away nobody else would ask.
+            let completions = &self.handle.completions;
+            self.work.held.retain(|id| completions.waits(id));
+            self.work.reads.retain(|_, waiter| !waiter.is_closed());
+            self.work
+                .compacted
+                .retain(|(_, waiter)| !waiter.is_closed());
             self.work.next_expire = now + EXPIRE_INTERVAL;
         }
     }
 
     /// Runs consensus until it has nothing more to hand out, then makes the results visible.
-    fn rounds(&mut self) -> Result<(), Fatal> {
+    pub(super) fn rounds(&mut self) -> Result<(), Fatal> {
         while let Some(ready) = self.replica.ready() {
             if let Some(soft) = &ready.soft {
                 self.led_by(soft.leader);
@@ -382,6 +410,7 @@ impl NodeLoop {
                 self.replica.persisted(persisted);
             }
             self.apply(ready.committed)?;
+            self.bound_dirty()?;
             for read in ready.reads {
                 self.work.confirmed.push((read.ctx, read.index));
             }
@@ -424,8 +453,10 @@ impl NodeLoop {
             self.reclaim_log()?;
             appended = self.log.append(&entries, hard_state);
         }
-        appended.map_err(|e| fatal(format!("the log takes no more: {e}")))?;
-        self.log.sync();
+        let appended = appended.map_err(|e| fatal(format!("the log takes no more: {e}")))?;
+        if !self.log.sync().covers(appended) {
+            return Err(fatal("the log could not make an append durable"));
+        }
         self.work.unsealed = Some(Instant::now());
         Ok(())
     }
@@ -435,12 +466,9 @@ impl NodeLoop {
         let Some(last) = committed.last() else {
             return Ok(());
         };
-        let (index, term) = (last.index, last.term);
+        let last = last.index;
         let mut verdicts = Vec::new();
-        if self.feed.watchers() == 0 {
-            // Whoever comes before the publication is caught up from history.
-            self.applier.writer().skip_events();
-        }
+        self.skip_unwatched();
         for entry in &committed {
             match entry.kind {
                 EntryKind::Normal => {
@@ -461,9 +489,24 @@ impl NodeLoop {
                     }
                 }
             }
+            if entry.index == last || self.is_too_dirty() {
+                self.replica
+                    .applied(entry.index, std::mem::take(&mut verdicts));
+                self.publish(entry.index, entry.term)?;
+                if entry.index < last {
+                    self.bound_dirty()?;
+                    self.skip_unwatched();
+                }
+            }
         }
-        self.replica.applied(index, verdicts);
-        self.publish(index, term)
+        Ok(())
+    }
+
+    fn skip_unwatched(&mut self) {
+        if self.feed.watchers() == 0 {
+            // Whoever comes before the publication is caught up from history.
+            self.applier.writer().skip_events();
+        }
     }
 
     /// Consensus executes only what apply accepted.
@@ -478,7 +521,7 @@ impl NodeLoop {
         })
     }
 
-    fn publish(&mut self, index: u64, term: u64) -> Result<(), Fatal> {
+    pub(super) fn publish(&mut self, index: u64, term: u64) -> Result<(), Fatal> {
         let published = self.applier.publish(index, term).map_err(fatal)?;
         let shared = &self.handle.shared;
         shared.applied.store(index, Ordering::Release);
@@ -497,7 +540,7 @@ impl NodeLoop {
             Ordering::Release,
         );
         if published.view.compact_done() < published.view.compact_revision() {
-            self.work.compacting = true;
+            self.work.background.compacting = true;
         }
         Ok(())
     }
@@ -516,271 +559,25 @@ impl NodeLoop {
     }
 
     fn answer_read(&mut self, ctx: u64, result: Result<(), Status>) {
-        if let Some(at) = self.work.reads.iter().position(|(id, _)| *id == ctx) {
-            // The call may have timed out meanwhile.
-            let _ = self.work.reads.swap_remove(at).1.send(result);
+        // The call may have timed out meanwhile.
+        if let Some(waiter) = self.work.reads.remove(&ctx) {
+            answer(waiter, result);
         }
     }
 
-    fn deadline(&self) -> Instant {
+    fn deadline(&mut self) -> Instant {
         let now = Instant::now();
-        let moving = self.work.defragment.as_ref().is_some_and(|job| job.moving);
-        if self.work.compacting || moving {
+        if self.may_compact() || self.may_move() {
             return now;
         }
         let next = self.work.next_tick.min(self.work.next_expire);
-        if self.work.checkpoint.is_some() || self.work.defragment.is_some() {
+        if self.work.background.is_busy() {
             return next.min(now + JOB_POLL);
         }
         next
     }
-
-    fn background(&mut self) -> Result<(), Fatal> {
-        self.compact_slice()?;
-        self.finish_checkpoint()?;
-        self.defragment_slice()?;
-        self.start_checkpoint()?;
-        self.bound_dirty()
-    }
-
-    fn defragment_slice(&mut self) -> Result<(), Fatal> {
-        if let Some(job) = &mut self.work.defragment {
-            let step = self.applier.writer().defragment_step(DEFRAGMENT_SLICE);
-            job.moving = step.map_err(fatal)?;
-        }
-        Ok(())
-    }
-
-    /// Memory and the room a checkpoint needs are bounded by waiting here, with the mailbox as the queue
-    /// that then fills.
-    fn bound_dirty(&mut self) -> Result<(), Fatal> {
-        let limit = self.dirty_bytes_max * DIRTY_PERCENT_MAX / 100;
-        if self.applier.writer().dirty_bytes() <= limit {
-            return Ok(());
-        }
-        if let Some((number, _)) = self.work.checkpoint {
-            self.await_checkpoint(number)?;
-            self.finish_checkpoint()?;
-        }
-        self.start_checkpoint()
-    }
-
-    fn compact_slice(&mut self) -> Result<(), Fatal> {
-        if !self.work.compacting {
-            return Ok(());
-        }
-        let since = *self.work.compacting_since.get_or_insert_with(Instant::now);
-        let progress = self
-            .applier
-            .writer()
-            .compact_step(engine::Budget::default())
-            .map_err(fatal)?;
-        if progress == engine::CompactProgress::Done {
-            self.work.compacting = false;
-            self.work.compacting_since = None;
-            let done = self.applier.writer().compact_done();
-            if done > self.work.compact_done {
-                self.work.compact_done = done;
-                self.observer.compacted(since.elapsed());
-                tracing::info!(
-                    compact_revision = done,
-                    took = format!("{:?}", since.elapsed()),
-                    "finished scheduled compaction"
-                );
-            }
-            let applied = self.applier.applied();
-            self.publish(applied.index, applied.term)?;
-            if !self.work.compacted.is_empty() {
-                self.work.checkpoint_wanted = true;
-            }
-        }
-        Ok(())
-    }
-
-    /// Notices a disk that fills, in the log's directory or the store's: raises the alarm, lets nothing
-    /// in that takes space, and makes checkpoints so that log segments come free.
-    fn watch_space(&mut self) {
-        let now = Instant::now();
-        if now < self.work.next_space {
-            return;
-        }
-        self.observer.log_bytes(self.log.stats().flushed_bytes);
-        let low = self.log.stats().disk_full || self.handle.engine.stats().no_space;
-        let was = self.handle.shared.space_low.swap(low, Ordering::AcqRel);
-        if low {
-            self.work.checkpoint_wanted = true;
-        }
-        if low && !was {
-            tracing::warn!("the disk is full: raising NOSPACE and refusing what takes space");
-            self.raise_no_space();
-        }
-        self.work.next_space = now + SPACE_INTERVAL;
-    }
-
-    fn raise_no_space(&mut self) {
-        let request = pb::InternalRaftRequest {
-            header: Some(pb::RequestHeader::default()),
-            alarm: Some(pb::AlarmRequest {
-                action: pb::alarm_request::AlarmAction::Activate as i32,
-                member_id: self.handle.identity.member_id,
-                alarm: pb::AlarmType::Nospace as i32,
-            }),
-            ..Default::default()
-        };
-        self.propose(&mut vec![Bytes::from(request.encode_to_vec())]);
-    }
-
-    /// Frees log segments when the disk has no room for new ones: with two checkpoints made, nothing
-    /// before the last entry applied is needed any more. Waits for the disk; nothing else can go on.
-    fn reclaim_log(&mut self) -> Result<(), Fatal> {
-        self.work.next_space = Instant::now();
-        for _ in 0..2 {
-            if let Some((number, _)) = self.work.checkpoint.take() {
-                self.await_checkpoint(number)?;
-            }
-            let applied = self.applier.applied();
-            self.publish(applied.index, applied.term)?;
-            if let Some(number) = self.start_now()? {
-                self.await_checkpoint(number)?;
-            }
-        }
-        self.trim_to(self.handle.engine.previous_durable_applied().index);
-        // The log's background hands the segments back in its own time.
-        std::thread::sleep(RECLAIM_PAUSE);
-        Ok(())
-    }
-
-    /// Waits for a checkpoint; one that found no room is no failure.
-    fn await_checkpoint(&self, number: u64) -> Result<(), Fatal> {
-        match self.handle.engine.wait_durable(number) {
-            Ok(()) | Err(engine::Error::NoSpace) => Ok(()),
-            Err(error) => Err(fatal(error)),
-        }
-    }
-
-    /// Starts a checkpoint of the last published state; `None` when one runs or there is no room.
-    fn start_now(&mut self) -> Result<Option<u64>, Fatal> {
-        match self.applier.writer().checkpoint() {
-            Ok(started) => Ok(started),
-            Err(engine::Error::NoSpace) => Ok(None),
-            Err(error) => Err(fatal(error)),
-        }
-    }
-
-    /// Looks whether the running checkpoint is durable and does what waited for it.
-    fn finish_checkpoint(&mut self) -> Result<(), Fatal> {
-        let Some((number, done)) = self.work.checkpoint else {
-            return Ok(());
-        };
-        match self.handle.engine.checkpoint_outcome(number) {
-            None => return Ok(()),
-            Some(Ok(())) => {
-                self.work.checkpoint = None;
-                self.observer
-                    .checkpoint(self.work.last_checkpoint.elapsed());
-            }
-            Some(Err(engine::Error::NoSpace)) => {
-                tracing::warn!("a checkpoint found no room on the disk; it will be tried again");
-                self.work.checkpoint = None;
-                self.work.next_space = Instant::now();
-                self.work.retry_at = Instant::now() + CHECKPOINT_RETRY;
-                return Ok(());
-            }
-            Some(Err(error)) => return Err(fatal(error)),
-        }
-        for (revision, waiter) in std::mem::take(&mut self.work.compacted) {
-            if revision <= done {
-                let _ = waiter.send(Ok(()));
-            } else {
-                self.work.compacted.push((revision, waiter));
-            }
-        }
-        if let Some(job) = &mut self.work.defragment {
-            job.checkpoints_left = job.checkpoints_left.saturating_sub(1);
-            job.made += 1;
-            if job.checkpoints_left == 0
-                && job.made < SHRINK_CHECKPOINTS_MAX
-                && self.applier.writer().shrinking()
-            {
-                job.checkpoints_left = 1;
-            }
-            if job.checkpoints_left == 0
-                && let Some(job) = self.work.defragment.take()
-            {
-                self.observer.defragmented(Some(job.since.elapsed()));
-                // Space has come free: what was refused for want of it may be tried at once.
-                self.log.retry_space();
-                self.handle.shared.space_low.store(false, Ordering::Release);
-                self.work.next_space = Instant::now() + SPACE_RECHECK;
-                for waiter in job.waiters {
-                    let _ = waiter.send(Ok(()));
-                }
-            }
-        }
-        self.trim();
-        Ok(())
-    }
-
-    fn trim(&mut self) {
-        let keep_from = self
-            .handle
-            .engine
-            .previous_durable_applied()
-            .index
-            .min(self.log.last_index().saturating_sub(self.catchup_entries));
-        self.trim_to(keep_from);
-    }
-
-    fn trim_to(&mut self, keep_from: u64) {
-        if keep_from > self.work.trimmed_to {
-            self.log.trim(keep_from);
-            self.replica.trimmed(keep_from);
-            self.work.trimmed_to = keep_from;
-        }
-    }
-
-    fn start_checkpoint(&mut self) -> Result<(), Fatal> {
-        if self.work.checkpoint.is_some()
-            || self.work.compacting
-            || Instant::now() < self.work.retry_at
-        {
-            return Ok(());
-        }
-        let changed = self.applier.applied().index > self.work.checkpoint_applied;
-        let aged = changed && self.work.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL;
-        let due = self.applier.writer().checkpoint_due();
-        let defragmenting = self.work.defragment.as_ref().is_some_and(|job| !job.moving);
-        if !(due || aged || defragmenting || self.work.checkpoint_wanted) {
-            return Ok(());
-        }
-        if let Some(job) = &self.work.defragment {
-            if job.made == 0 {
-                self.applier.writer().shrink();
-            }
-            // Pages move towards the front with every publish.
-            let applied = self.applier.applied();
-            self.publish(applied.index, applied.term)?;
-        }
-        let done = self.handle.engine.view().compact_done();
-        let started = self.start_now()?;
-        self.work.checkpoint = started.map(|number| (number, done));
-        if started.is_some() {
-            self.work.checkpoint_wanted = false;
-            self.work.last_checkpoint = Instant::now();
-            self.work.checkpoint_applied = self.applier.applied().index;
-        }
-        Ok(())
-    }
-
-    /// Leaves a state that opens without replay.
-    fn last_checkpoint(&mut self) -> Result<(), Fatal> {
-        self.log.sync();
-        if let Some((number, _)) = self.work.checkpoint.take() {
-            self.await_checkpoint(number)?;
-        }
-        if let Some(number) = self.start_now()? {
-            self.await_checkpoint(number)?;
-        }
-        Ok(())
-    }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
