@@ -27,7 +27,9 @@ const SPACE_RECHECK: Duration = Duration::from_secs(2);
 /// How long after an alarm was proposed and is not seen it is proposed again.
 const ALARM_RETRY: Duration = Duration::from_secs(1);
 /// Checkpoints one defragmentation waits for at most while the file goes on shrinking.
-pub const SHRINK_CHECKPOINTS_MAX: u32 = 12;
+pub const SHRINK_CHECKPOINTS_MAX: u32 = 4096;
+/// Bytes moved between two batches while a defragmentation runs: some tens of microseconds.
+const DEFRAGMENT_SLICE: usize = 128 << 10;
 /// Checkpoints without room after which a defragmentation gives up.
 pub const DEFRAGMENT_FAILURES_MAX: u32 = 4;
 /// Defragment calls that may wait.
@@ -50,7 +52,7 @@ struct Running {
 struct Defragment {
     since: Instant,
     waiter: Waiter,
-    /// The engine was asked to shrink the file.
+    /// The engine was asked to shrink the file after the call.
     asked: bool,
     /// The checkpoint being written was begun after the call.
     counts: bool,
@@ -78,6 +80,8 @@ pub(super) struct Background {
     /// The last compaction that was finished, -1 before the first.
     compact_done: i64,
     defragments: Vec<Defragment>,
+    /// More waits to be moved before the next checkpoint of a defragmentation.
+    moving: bool,
     /// When NOSPACE is to be raised, unless it stands by then.
     alarm_due: Option<Instant>,
 }
@@ -97,6 +101,7 @@ impl Background {
             compacting_since: None,
             compact_done,
             defragments: Vec::new(),
+            moving: false,
             alarm_due: None,
         }
     }
@@ -112,6 +117,7 @@ impl NodeLoop {
     pub(super) fn background(&mut self) -> Result<(), Fatal> {
         self.compact_slice()?;
         self.finish_checkpoint()?;
+        self.defragment_slice()?;
         self.start_checkpoint()?;
         self.bound_dirty()
     }
@@ -287,7 +293,8 @@ impl NodeLoop {
             return Ok(());
         }
         let aged = changed && work.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL;
-        let wanted = aged || work.wanted || !work.defragments.is_empty();
+        let defragments = !work.defragments.is_empty() && !work.moving;
+        let wanted = aged || work.wanted || defragments;
         if due || wanted && !work.compacting {
             self.start_now()?;
         }
@@ -298,11 +305,15 @@ impl NodeLoop {
     pub(super) fn start_now(&mut self) -> Result<(), Fatal> {
         let work = &mut self.work.background;
         if !work.defragments.is_empty() {
-            let asked = work.defragments.iter_mut().fold(true, |all, call| {
-                all & std::mem::replace(&mut call.asked, true)
-            });
-            if !asked {
+            let asks = work.defragments.iter().any(|call| !call.asked);
+            // One under way goes on until the file shrinks no more. For a call that it ends too early for
+            // the next one begins.
+            if asks && !self.applier.writer().shrinking() {
                 self.applier.writer().shrink();
+                let work = &mut self.work.background;
+                work.defragments
+                    .iter_mut()
+                    .for_each(|call| call.asked = true);
             }
             // Pages move towards the front with every publish.
             self.publish_again()?;
@@ -412,6 +423,21 @@ impl NodeLoop {
     }
 
     // ---- defragmentation ---------------------------------------------------------------------------------
+
+    /// Whether the next slice may begin. While memory is full a checkpoint goes first.
+    pub(super) fn may_move(&mut self) -> bool {
+        self.work.background.moving && !self.is_too_dirty()
+    }
+
+    fn defragment_slice(&mut self) -> Result<(), Fatal> {
+        if self.work.background.defragments.is_empty() {
+            self.work.background.moving = false;
+        } else if !self.is_too_dirty() {
+            let step = self.applier.writer().defragment_step(DEFRAGMENT_SLICE);
+            self.work.background.moving = step.map_err(fatal)?;
+        }
+        Ok(())
+    }
 
     pub(super) fn defragment(&mut self, waiter: Waiter) {
         let calls = &mut self.work.background.defragments;
