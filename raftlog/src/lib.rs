@@ -39,9 +39,12 @@ mod error;
 mod fatal;
 mod flush;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod identity;
 mod ids;
 mod index;
+pub mod inspect;
 mod log;
 mod open;
 mod options;

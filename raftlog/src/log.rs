@@ -511,7 +511,7 @@ impl Log {
         let mut header = BatchHeader {
             seg_id: self.active().seg_id,
             batch_seq: self.next_batch_seq,
-            durable_seq: self.durable_seq,
+            durable_seq: self.witnessed(),
             first_index: batch.first_index,
             len: (len - HEADER_BYTES) as u32,
             records: batch.records,
@@ -520,12 +520,21 @@ impl Log {
             crc: 0,
         };
         assert!(
-            header.durable_seq < header.batch_seq,
+            self.durable_seq < header.batch_seq,
             "a batch cannot witness for itself"
         );
         header.crc = header.encode(&mut batch.buffer);
         self.chain = header.crc;
         header
+    }
+
+    /// What the batch being stamped may witness for.
+    fn witnessed(&self) -> u64 {
+        #[cfg(any(test, feature = "sim"))]
+        if self.options.sabotage == Sabotage::WitnessForItself {
+            return self.next_batch_seq;
+        }
+        self.durable_seq
     }
 
     /// Takes note of the end of the flush in flight.
@@ -623,6 +632,7 @@ impl Log {
             self.fail("begin the segment after", old_offset, &e);
             return Err(());
         }
+        self.pool.begun();
         self.durable_seq = self.next_batch_seq;
         self.next_batch_seq += 1;
         self.offset = FIRST_BATCH;

@@ -185,12 +185,14 @@ fn backend(options: &Options, arena: &mut [Buffer]) -> Result<Chosen, OpenError>
             dir: options.dir.to_string_lossy().into_owned(),
             skip_sync: options.sabotage == crate::options::Sabotage::SkipDirSync,
         };
-        return Ok((
-            Arc::new(dir),
-            Flusher::Inline(None),
-            "simdisk",
-            String::new(),
-        ));
+        let flusher = match options.flush_thread {
+            true => {
+                let thread = FlushThread::start();
+                Flusher::Thread(thread.map_err(error_in(options, "start the flush thread for"))?)
+            }
+            false => Flusher::Inline(None),
+        };
+        return Ok((Arc::new(dir), flusher, "simdisk", String::new()));
     }
     let allowed = Abilities {
         direct: options.allow_direct,
@@ -282,9 +284,11 @@ impl Opener<'_> {
         }
         let context = Context {
             dir: self.dir,
-            identity: self.options.identity,
+            identity: Some(self.options.identity),
             committed: self.options.committed,
             accept_loss: self.options.accept_loss,
+            #[cfg(any(test, feature = "sim"))]
+            trust_unsynced: self.options.sabotage == crate::options::Sabotage::TrustUnsynced,
         };
         let recovery = recover(&context, &self.files.logs)?;
         self.go_on(recovery, ids)

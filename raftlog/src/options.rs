@@ -51,6 +51,10 @@ pub enum Sabotage {
     SameSegmentId,
     /// Do not write batches with a durable write but with a plain one.
     SkipDsync,
+    /// At opening, believe what is read without a sync.
+    TrustUnsynced,
+    /// Let a batch say that it is durable itself.
+    WitnessForItself,
 }
 
 /// How a log is opened. [`Options::new`] gives the defaults.

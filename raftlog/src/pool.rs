@@ -4,7 +4,10 @@
 //! 1. `ready()` never shrinks but by the owner's `take`: what an append was promised is there when
 //!    the flush needs it. (A segment on its way from *free* to *staged* counts.)
 //! 2. The lock is held for a few moves of small values, never across I/O.
-//! 3. Whoever waits is woken by every change that could end the wait: a segment becoming staged or
+//! 3. At most one segment has a name and no header: the next one is named only when the owner has said
+//!    that the one it took is in use. A crash never leaves two, of which recovery could not tell
+//!    whether the first had been in use.
+//! 4. Whoever waits is woken by every change that could end the wait: a segment becoming staged or
 //!    free, the disk being found full, a failure, the end.
 
 #[cfg(all(test, loom))]
@@ -42,6 +45,8 @@ struct State<F> {
     free: Vec<F>,
     staging: bool,
     staged: Option<F>,
+    /// The one taken last has no header yet.
+    beginning: bool,
     next_seq: u64,
     retired: VecDeque<Retired<F>>,
     /// Segments asked for beyond the target, by an append that spans more.
@@ -71,6 +76,10 @@ impl<F> State<F> {
     fn ready(&self) -> usize {
         self.free.len() + usize::from(self.staging) + usize::from(self.staged.is_some())
     }
+
+    fn may_stage(&self) -> bool {
+        self.staged.is_none() && !self.staging && !self.beginning && !self.free.is_empty()
+    }
 }
 
 impl<F> Pool<F> {
@@ -82,6 +91,7 @@ impl<F> Pool<F> {
                 free,
                 staging: false,
                 staged: None,
+                beginning: false,
                 next_seq,
                 retired: VecDeque::new(),
                 demand: 0,
@@ -134,7 +144,7 @@ impl<F> Pool<F> {
         }
     }
 
-    /// Takes the staged segment if there is one.
+    /// Takes the staged segment if there is one. No other is named before [`Pool::begun`].
     pub fn take(&self) -> Option<Result<F, NoSegment>> {
         let taken = self.lock().take();
         self.changed.notify_all();
@@ -153,6 +163,12 @@ impl<F> Pool<F> {
             }
             state = self.hurry(state);
         }
+    }
+
+    /// The segment taken last has its header, durable.
+    pub fn begun(&self) {
+        self.lock().beginning = false;
+        self.changed.notify_all();
     }
 
     fn hurry<'a>(&'a self, mut state: MutexGuard<'a, State<F>>) -> MutexGuard<'a, State<F>> {
@@ -179,8 +195,7 @@ impl<F> Pool<F> {
         if state.stop || state.failed {
             return Job::Stop;
         }
-        if state.staged.is_none()
-            && !state.staging
+        if state.may_stage()
             && let Some(free) = state.free.pop()
         {
             state.staging = true;
@@ -255,7 +270,7 @@ impl<F> Pool<F> {
             || state.failed
             || !state.retired.is_empty()
             || state.ready() < self.target.max(state.demand)
-            || (state.staged.is_none() && !state.staging && !state.free.is_empty()))
+            || state.may_stage())
         {
             state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
         }
@@ -285,6 +300,7 @@ impl<F> State<F> {
     fn take(&mut self) -> Option<Result<F, NoSegment>> {
         if let Some(file) = self.staged.take() {
             self.next_seq += 1;
+            self.beginning = true;
             return Some(Ok(file));
         }
         if self.failed {

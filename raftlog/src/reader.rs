@@ -168,3 +168,105 @@ fn read_verified(file: &dyn SegFile, batch: &BatchRef, seg_id: u64) -> io::Resul
     });
     Ok(good.then_some(buffer))
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::index::Index;
+    use std::os::fd::RawFd;
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    /// A file whose reads say that they have begun, and end when they are allowed to.
+    struct Gate {
+        begun: Sender<()>,
+        allowed: Mutex<Receiver<()>>,
+    }
+
+    impl SegFile for Gate {
+        fn len(&self) -> io::Result<u64> {
+            Ok(0)
+        }
+        fn allocate(&self, _len: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn truncate(&self, _len: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn write(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_durable(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn read(&self, _offset: u64, _buf: &mut [u8]) -> io::Result<usize> {
+            self.begun.send(()).expect("the test listens");
+            self.allowed
+                .lock()
+                .unwrap()
+                .recv()
+                .expect("the test ends it");
+            Ok(0)
+        }
+        fn drop_cache(&self) {}
+        fn ring_fd(&self) -> Option<RawFd> {
+            None
+        }
+    }
+
+    fn batch(first: u64, segment: u64) -> BatchRef {
+        BatchRef {
+            first,
+            last: first,
+            segment,
+            offset: 4096,
+            disk_bytes: 4096,
+            batch_seq: first,
+        }
+    }
+
+    /// The owner does everything it can do while a reader is stuck in the disk, on this one thread; the
+    /// reader then finds that the log has moved on. If the place still stood, it would be damage.
+    #[test]
+    fn a_reader_stuck_in_the_disk_keeps_nobody_waiting() {
+        for trim in [true, false] {
+            let (begun, has_begun) = channel();
+            let (allow, allowed) = channel();
+            let file: Arc<dyn SegFile> = Arc::new(Gate {
+                begun,
+                allowed: Mutex::new(allowed),
+            });
+            let source = |seq| Source {
+                seq,
+                seg_id: seq,
+                file: file.clone(),
+            };
+            let mut index = Index::default();
+            index.push(batch(1, 1));
+            let published = Arc::new(Published::new(index, [source(1)], 1, 1));
+            let mut reader = Reader::new("log".into(), published.clone());
+            let stuck = std::thread::spawn(move || reader.entries(1, 2, 1000));
+            has_begun.recv().unwrap();
+            published.begun(source(2));
+            published.landed(Some(batch(2, 2)), false, 2);
+            published.replaced(1);
+            published.landed(Some(batch(2, 2)), false, 2);
+            if trim {
+                published.trimmed(2);
+                published.retired(1);
+            }
+            allow.send(()).unwrap();
+            let error = stuck.join().unwrap().unwrap_err();
+            match trim {
+                true => assert!(
+                    matches!(error, ReadError::Trimmed { first_index: 2 }),
+                    "{error}"
+                ),
+                false => assert!(matches!(error, ReadError::Corrupt { .. }), "{error}"),
+            }
+        }
+    }
+}

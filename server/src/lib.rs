@@ -23,5 +23,6 @@ pub mod node;
 pub mod status;
 #[cfg(test)]
 pub mod testing;
+pub mod utl;
 pub mod version;
 pub mod watch;

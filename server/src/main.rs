@@ -1,10 +1,14 @@
-//! The `quorate` binary: reads the settings, starts a member, waits for a signal, stops it.
+//! The `quorate` binary: reads the settings, starts a member, waits for a signal, stops it. Called as
+//! `etcdutl`, or with `utl` as the first word, it is the offline tool instead.
 
 use quorate::config::{self, Request};
-use quorate::{logging, member};
+use quorate::{logging, member, utl};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(arguments) = utl::arguments(std::env::args_os()) {
+        return utl::run(arguments);
+    }
     let request = match config::parse(std::env::args_os().skip(1), std::env::vars_os()) {
         Ok(request) => request,
         Err(error) => {

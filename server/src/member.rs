@@ -88,7 +88,9 @@ fn run_hooked(
         replica,
         lock,
     } = opened;
-    gauges::observe(&metrics, &mut applier, &mut log, config.warning_apply);
+    let (slow, stall) = (config.warning_apply, config.election);
+    gauges::observe(&metrics, &mut applier, &mut log, slow, stall)
+        .map_err(|e| format!("cannot watch the log's disk: {e}"))?;
     let counters = applier.counters().clone();
     let (node_loop, node) = NodeLoop::new(Parts {
         identity,

@@ -99,6 +99,124 @@ impl OsDir {
     }
 }
 
+/// A directory that is only looked at: whatever would change it fails.
+pub(crate) struct ReadOnlyDir {
+    path: PathBuf,
+    /// Held open for the lock.
+    _handle: File,
+    direct: bool,
+}
+
+/// A file of it.
+struct ReadOnlyFile(OsFile);
+
+fn read_only<T>() -> io::Result<T> {
+    Err(io::Error::from_raw_os_error(libc::EROFS))
+}
+
+impl ReadOnlyDir {
+    /// Locks the directory, which must exist, against a running member.
+    pub fn open(path: &Path, allowed: Abilities) -> Result<ReadOnlyDir, OpenDirError> {
+        let handle = File::open(path).map_err(|e| OpenDirError::Io("open directory", e))?;
+        lock(&handle)?;
+        Ok(ReadOnlyDir {
+            path: path.to_path_buf(),
+            _handle: handle,
+            direct: allowed.direct,
+        })
+    }
+}
+
+impl Dir for ReadOnlyDir {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        list(&self.path)
+    }
+
+    fn create(&self, _name: &str) -> io::Result<Arc<dyn SegFile>> {
+        read_only()
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn SegFile>> {
+        let path = self.path.join(name);
+        let open = |direct: bool| {
+            let mut options = OpenOptions::new();
+            options.read(true);
+            if direct {
+                options.custom_flags(libc::O_DIRECT);
+            }
+            let abilities = Abilities {
+                direct,
+                dsync: false,
+            };
+            let file = options.open(&path)?;
+            Ok::<_, io::Error>(ReadOnlyFile(OsFile { file, abilities }))
+        };
+        match open(self.direct) {
+            Err(e) if self.direct && e.raw_os_error() == Some(libc::EINVAL) => {
+                Ok(Arc::new(open(false)?))
+            }
+            other => Ok(Arc::new(other?)),
+        }
+    }
+
+    fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
+        read_only()
+    }
+
+    fn unlink(&self, _name: &str) -> io::Result<()> {
+        read_only()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn is_direct(&self) -> bool {
+        self.direct
+    }
+}
+
+impl SegFile for ReadOnlyFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn allocate(&self, _len: u64) -> io::Result<()> {
+        read_only()
+    }
+
+    fn truncate(&self, _len: u64) -> io::Result<()> {
+        read_only()
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
+        read_only()
+    }
+
+    fn write_durable(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
+        read_only()
+    }
+
+    /// Nothing is promised on the strength of what is read here.
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(offset, buf)
+    }
+
+    fn drop_cache(&self) {}
+
+    fn ring_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
 /// Creates missing directories and makes their names durable, from the first existing one down.
 fn create_durably(path: &Path) -> io::Result<()> {
     if path.is_dir() {
@@ -190,18 +308,22 @@ fn open_file(path: &Path, create: bool, abilities: Abilities) -> io::Result<Arc<
     Ok(Arc::new(OsFile { file, abilities }))
 }
 
+fn list(path: &Path) -> io::Result<Vec<(String, u64)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        if let (true, Ok(name)) = (meta.is_file(), entry.file_name().into_string()) {
+            found.push((name, meta.len()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 impl Dir for OsDir {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.path)? {
-            let entry = entry?;
-            let meta = entry.metadata()?;
-            if let (true, Ok(name)) = (meta.is_file(), entry.file_name().into_string()) {
-                found.push((name, meta.len()));
-            }
-        }
-        found.sort();
-        Ok(found)
+        list(&self.path)
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn SegFile>> {

@@ -45,6 +45,8 @@ fn the_owner_gets_each_segment_once_and_never_waits_forever() {
         assert_eq!(pool.wait_for_more_than(1), Ok(()));
         let first = pool.wait_and_take().unwrap();
         assert!(pool.ready() >= 1, "what was promised stays");
+        assert!(pool.take().is_none(), "no other has a name yet");
+        pool.begun();
         let second = pool.wait_and_take().unwrap();
         assert_ne!(first, second);
         pool.stop();

@@ -22,9 +22,22 @@ const WINDOW_BYTES: usize = 1 << 20;
 /// What the scan needs to know from outside.
 pub(crate) struct Context<'a> {
     pub dir: &'a dyn Dir,
-    pub identity: [u64; 2],
+    /// Whose log it must be; `None`: of whoever the oldest segment says.
+    pub identity: Option<[u64; 2]>,
     pub committed: Option<Committed>,
     pub accept_loss: bool,
+    /// A deliberate mistake: what is read is not synced first.
+    #[cfg(any(test, feature = "sim"))]
+    pub trust_unsynced: bool,
+}
+
+impl Context<'_> {
+    fn syncs_first(&self) -> bool {
+        #[cfg(any(test, feature = "sim"))]
+        return !self.trust_unsynced;
+        #[cfg(not(any(test, feature = "sim")))]
+        true
+    }
 }
 
 /// A segment that holds a part of the log.
@@ -51,6 +64,7 @@ impl LiveSegment {
 
 /// A recovered log.
 pub(crate) struct Recovery {
+    pub identity: [u64; 2],
     pub segments: Vec<LiveSegment>,
     pub state: State,
     pub terms: Terms,
@@ -150,9 +164,11 @@ pub(crate) fn recover(context: &Context<'_>, seqs: &[u64]) -> Result<Recovery, O
         .zip(seqs[0]..)
         .take_while(|(seq, expected)| *seq == expected)
         .count();
-    let mut opened = Vec::new();
+    let mut opened: Vec<Opened> = Vec::new();
     for seq in &seqs[..contiguous] {
-        opened.push(open_segment(context, *seq)?);
+        let of_first = || opened.first()?.header.as_ref().ok().map(|h| h.identity);
+        let identity = context.identity.or_else(of_first);
+        opened.push(open_segment(context, *seq, identity)?);
     }
     let first = match &opened[0].header {
         Ok(header) => header.clone(),
@@ -192,7 +208,11 @@ fn io_error<'a>(
     }
 }
 
-fn open_segment(context: &Context<'_>, seq: u64) -> Result<Opened, OpenError> {
+fn open_segment(
+    context: &Context<'_>,
+    seq: u64,
+    expected: Option<[u64; 2]>,
+) -> Result<Opened, OpenError> {
     let name = log_name(seq);
     let file = context
         .dir
@@ -200,7 +220,9 @@ fn open_segment(context: &Context<'_>, seq: u64) -> Result<Opened, OpenError> {
         .map_err(io_error(context, "open", seq))?;
     // Data may have reached only a device's volatile cache, or, after the death of a process, only
     // the page cache; it must not be counted on before it is durable.
-    file.sync().map_err(io_error(context, "sync", seq))?;
+    if context.syncs_first() {
+        file.sync().map_err(io_error(context, "sync", seq))?;
+    }
     file.drop_cache();
     let len = file
         .len()
@@ -219,11 +241,11 @@ fn open_segment(context: &Context<'_>, seq: u64) -> Result<Opened, OpenError> {
         Ok(header) if header.seq != seq => {
             Err(format!("its header is stale (of segment {:x})", header.seq))
         }
-        Ok(header) if header.identity != context.identity => {
+        Ok(header) if expected.is_some_and(|e| e != header.identity) => {
             return Err(OpenError::Identity {
                 path: context.dir.path(&name),
                 found: header.identity,
-                expected: context.identity,
+                expected: expected.unwrap_or_default(),
             });
         }
         Ok(header) => Ok(header),
@@ -687,7 +709,9 @@ impl Scan<'_> {
             cursor.offset,
             log_name(self.opened[cursor.segment].seq),
         );
+        let oldest = self.opened[0].header.as_ref().expect("walked through");
         Recovery {
+            identity: oldest.identity,
             end: PrevEnd {
                 seq: self.opened[cursor.segment].seq,
                 offset: cursor.offset,

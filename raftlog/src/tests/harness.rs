@@ -69,6 +69,7 @@ pub struct Harness {
     pub segment_bytes: u64,
     pub sabotage: Sabotage,
     pub openings: u64,
+    pub identity: [u64; 2],
     /// Everything said since the beginning, without what crashes have cost.
     pub history: Vec<Said>,
     /// How much of it was reported durable.
@@ -89,6 +90,7 @@ impl Harness {
             segment_bytes,
             sabotage: Sabotage::None,
             openings: 0,
+            identity: [0xc1, 0x0e],
             history: Vec::new(),
             durable: 0,
             marks: Vec::new(),
@@ -104,7 +106,7 @@ impl Harness {
         Options {
             segment_bytes: self.segment_bytes,
             backend: Backend::Sim(self.disk.clone()),
-            identity: [0xc1, 0x0e],
+            identity: self.identity,
             fatal: Some(Arc::new(move |line: &str| {
                 fatal.lock().unwrap().get_or_insert(line.to_string());
             })),
@@ -124,6 +126,7 @@ impl Harness {
         let (log, recovered) = match Log::open(self.options()) {
             Ok(opened) => opened,
             Err(OpenError::Io { .. }) if self.disk.is_down() => return Err("down".into()),
+            Err(e @ OpenError::Io { .. }) => return Err(format!("no violation: {e}")),
             Err(e) => return Err(format!("violation: {e}")),
         };
         self.log = Some(log);

@@ -1,8 +1,11 @@
 //! Tests of the whole log: over the simulated disk, over damaged images, over real files.
 
+mod beside;
 mod crash;
 mod damage;
-mod harness;
+mod every;
+pub(crate) mod harness;
+mod mounts;
 mod plain;
 mod real;
 

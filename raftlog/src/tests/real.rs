@@ -1,6 +1,12 @@
-//! The same log over real files, with each backend, and where a backend is forbidden.
+//! The same log over real files: each way of writing, each kind of file system at hand, and where a
+//! backend is forbidden.
+//!
+//! The suite is what every way of writing must pass everywhere: it is run here, in children that may
+//! not use io_uring or lock memory, and, with `QUORATE_FILESYSTEMS=1` and root's rights, on tmpfs, ext4 and
+//! XFS on loop devices.
 
 use super::harness::entry;
+use super::mounts::Mounted;
 use crate::{Backend, Entry, HardState, Log, OpenError, Options};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -17,15 +23,114 @@ fn options(dir: &Path, backend: Backend) -> Options {
     }
 }
 
-/// The backends that work here.
-fn backends() -> Vec<Backend> {
-    let temp = tempfile::tempdir().unwrap();
-    let mut all = vec![Backend::Sync];
-    match Log::open(options(temp.path(), Backend::Uring)) {
-        Ok(_) => all.push(Backend::Uring),
-        Err(e) => eprintln!("io_uring is not tested here: {e}"),
+/// A way of writing.
+#[derive(Clone, Debug)]
+struct Way {
+    backend: Backend,
+    flush_thread: bool,
+    direct: bool,
+    dsync: bool,
+}
+
+impl Way {
+    fn options(&self, dir: &Path) -> Options {
+        Options {
+            flush_thread: self.flush_thread,
+            allow_direct: self.direct,
+            allow_dsync: self.dsync,
+            ..options(dir, self.backend.clone())
+        }
     }
-    all
+
+    /// The ways that work in `base`.
+    fn all(base: &Path) -> Vec<Way> {
+        let blocking = |flush_thread, direct, dsync| Way {
+            backend: Backend::Sync,
+            flush_thread,
+            direct,
+            dsync,
+        };
+        let mut all = vec![
+            blocking(false, true, true),
+            blocking(true, true, true),
+            blocking(false, true, false),
+            blocking(false, false, true),
+            blocking(true, false, false),
+        ];
+        let ring = |direct| Way {
+            backend: Backend::Uring,
+            ..blocking(false, direct, true)
+        };
+        let temp = tempfile::tempdir_in(base).unwrap();
+        match Log::open(ring(true).options(temp.path())) {
+            Ok(_) => all.extend([ring(true), ring(false)]),
+            Err(e) => eprintln!("io_uring is not tested here: {e}"),
+        }
+        all
+    }
+}
+
+/// Everything that each way must pass in `base`.
+fn suite(base: &Path, seeds: u64) {
+    for way in Way::all(base) {
+        let run = |what: fn(&Path, &Way)| {
+            let temp = tempfile::tempdir_in(base).unwrap();
+            what(temp.path(), &way);
+        };
+        for seed in 0..seeds {
+            let temp = tempfile::tempdir_in(base).unwrap();
+            random_caller(temp.path(), &way, seed);
+        }
+        run(large_batches);
+        run(another_thread);
+        run(faster_than_the_background);
+        run(reopened_over_and_over);
+    }
+}
+
+#[test]
+fn every_way_of_writing_passes_the_suite() {
+    suite(&std::env::temp_dir(), super::seeds(3));
+}
+
+/// Long, and not for everyone: `QUORATE_FILESYSTEMS=1`, as root.
+#[test]
+fn every_file_system_passes_the_suite() {
+    if std::env::var_os("QUORATE_FILESYSTEMS").is_none() {
+        eprintln!("passed over: QUORATE_FILESYSTEMS is not set");
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    for kind in ["tmpfs", "ext4", "xfs"] {
+        match Mounted::new(base.path(), kind, 512) {
+            Ok(mounted) => {
+                suite(mounted.path(), super::seeds(3));
+                kill_rounds(mounted.path(), rounds());
+                println!("{kind} passed");
+            }
+            Err(why) => {
+                let required = std::env::var_os("QUORATE_REQUIRE_PEERS").is_some();
+                assert!(!required, "{kind} must be tested here: {why}");
+                eprintln!("passed over {kind}: {why}");
+            }
+        }
+    }
+}
+
+/// Many short lives: each begins a segment and leaves one.
+fn reopened_over_and_over(dir: &Path, way: &Way) {
+    let mut model = Vec::new();
+    for life in 0..12 {
+        let (mut log, _) = Log::open(way.options(dir)).unwrap();
+        check(&log, &model);
+        let e = entry(life + 1, 1, 500 * life as usize);
+        log.append(std::slice::from_ref(&e), None).unwrap();
+        log.sync();
+        model.push(e);
+        if life % 2 == 0 {
+            log.close();
+        }
+    }
 }
 
 fn check(log: &Log, model: &[Entry]) {
@@ -36,118 +141,103 @@ fn check(log: &Log, model: &[Entry]) {
     assert_eq!(read, model[first as usize - 1..]);
 }
 
-#[test]
-fn random_callers_over_real_files() {
-    for backend in backends() {
-        for seed in 0..super::seeds(6) {
-            let temp = tempfile::tempdir().unwrap();
-            let mut rng = StdRng::seed_from_u64(seed);
-            let mut model: Vec<Entry> = Vec::new();
-            let mut hs = HardState::default();
-            for round in 0..4 {
-                let (mut log, recovered) =
-                    Log::open(options(temp.path(), backend.clone())).unwrap();
-                assert_eq!(recovered.is_new, round == 0);
-                assert_eq!(recovered.last_index, model.len() as u64);
-                assert_eq!(recovered.hard_state, hs);
-                check(&log, &model);
-                for _ in 0..60 {
-                    match rng.gen_range(0..10) {
-                        0 => {
-                            // A new leader replaces what is not committed.
-                            hs.term += 1;
-                            let keep = rng.gen_range(hs.commit as usize..=model.len());
-                            model.truncate(keep);
-                            let e = entry(keep as u64 + 1, hs.term, 20);
-                            log.append(std::slice::from_ref(&e), Some(hs)).unwrap();
-                            model.push(e);
-                        }
-                        1 => {
-                            hs.commit = model.len() as u64;
-                            log.append(&[], Some(hs)).unwrap();
-                            log.sync();
-                            log.trim(hs.commit.saturating_sub(10).max(1));
-                        }
-                        2 => log.idle(),
-                        3 => {
-                            log.poll();
-                        }
-                        4 => {
-                            log.wait();
-                        }
-                        n => {
-                            let count = n - 4;
-                            let from = model.len() as u64 + 1;
-                            let new: Vec<_> = (from..from + count)
-                                .map(|i| entry(i, hs.term, rng.gen_range(0..9000)))
-                                .collect();
-                            log.append(&new, None).unwrap();
-                            log.flush();
-                            model.extend(new);
-                        }
-                    }
+fn random_caller(dir: &Path, way: &Way, seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut model: Vec<Entry> = Vec::new();
+    let mut hs = HardState::default();
+    for round in 0..4 {
+        let (mut log, recovered) = Log::open(way.options(dir)).unwrap();
+        assert_eq!(recovered.is_new, round == 0);
+        assert_eq!(recovered.last_index, model.len() as u64);
+        assert_eq!(recovered.hard_state, hs);
+        check(&log, &model);
+        for _ in 0..60 {
+            match rng.gen_range(0..10) {
+                0 => {
+                    // A new leader replaces what is not committed.
+                    hs.term += 1;
+                    let keep = rng.gen_range(hs.commit as usize..=model.len());
+                    model.truncate(keep);
+                    let e = entry(keep as u64 + 1, hs.term, 20);
+                    log.append(std::slice::from_ref(&e), Some(hs)).unwrap();
+                    model.push(e);
                 }
-                let mark = log.appended();
-                assert!(log.sync().covers(mark));
-                check(&log, &model);
-                if round % 2 == 0 {
-                    log.close();
+                1 => {
+                    hs.commit = model.len() as u64;
+                    log.append(&[], Some(hs)).unwrap();
+                    log.sync();
+                    log.trim(hs.commit.saturating_sub(10).max(1));
+                }
+                2 => log.idle(),
+                3 => {
+                    log.poll();
+                }
+                4 => {
+                    log.wait();
+                }
+                n => {
+                    let count = n - 4;
+                    let from = model.len() as u64 + 1;
+                    let new: Vec<_> = (from..from + count)
+                        .map(|i| entry(i, hs.term, rng.gen_range(0..9000)))
+                        .collect();
+                    log.append(&new, None).unwrap();
+                    log.flush();
+                    model.extend(new);
                 }
             }
+        }
+        let mark = log.appended();
+        assert!(log.sync().covers(mark));
+        check(&log, &model);
+        if round % 2 == 0 {
+            log.close();
         }
     }
 }
 
-#[test]
-fn large_batches_and_many_of_them() {
-    for backend in backends() {
-        let temp = tempfile::tempdir().unwrap();
-        let options = Options {
-            segment_bytes: 4096 * KIB,
-            ..options(temp.path(), backend)
-        };
-        let (mut log, _) = Log::open(options.clone()).unwrap();
-        let model: Vec<_> = (1..=30)
-            .map(|i| entry(i, 1, if i % 7 == 0 { 2 << 20 } else { 200_000 }))
-            .collect();
-        for pair in model.chunks(2) {
-            log.append(pair, None).unwrap();
-            log.flush();
+fn large_batches(dir: &Path, way: &Way) {
+    let options = Options {
+        segment_bytes: 4096 * KIB,
+        ..way.options(dir)
+    };
+    let (mut log, _) = Log::open(options.clone()).unwrap();
+    let model: Vec<_> = (1..=30)
+        .map(|i| entry(i, 1, if i % 7 == 0 { 2 << 20 } else { 200_000 }))
+        .collect();
+    for pair in model.chunks(2) {
+        log.append(pair, None).unwrap();
+        log.flush();
+    }
+    log.sync();
+    check(&log, &model);
+    drop(log);
+    let (log, _) = Log::open(options).unwrap();
+    check(&log, &model);
+}
+
+/// A log may be opened on one thread and owned by another.
+fn another_thread(dir: &Path, way: &Way) {
+    let (mut log, _) = Log::open(way.options(dir)).unwrap();
+    log.append(&[entry(1, 1, 10)], None).unwrap();
+    log.sync();
+    let mut log = std::thread::spawn(move || {
+        for i in 2..20 {
+            log.append(&[entry(i, 1, 10)], None).unwrap();
+            log.sync();
         }
-        log.sync();
-        check(&log, &model);
-        drop(log);
-        let (log, _) = Log::open(options).unwrap();
-        check(&log, &model);
-    }
+        log
+    })
+    .join()
+    .unwrap();
+    log.append(&[entry(20, 1, 10)], None).unwrap();
+    log.sync();
+    assert_eq!(log.entries(1, 21, usize::MAX).unwrap().len(), 20);
 }
 
-#[test]
-fn a_log_may_be_opened_on_one_thread_and_owned_by_another() {
-    for backend in backends() {
-        let temp = tempfile::tempdir().unwrap();
-        let (mut log, _) = Log::open(options(temp.path(), backend)).unwrap();
-        log.append(&[entry(1, 1, 10)], None).unwrap();
-        log.sync();
-        let mut log = std::thread::spawn(move || {
-            for i in 2..20 {
-                log.append(&[entry(i, 1, 10)], None).unwrap();
-                log.sync();
-            }
-            log
-        })
-        .join()
-        .unwrap();
-        log.append(&[entry(20, 1, 10)], None).unwrap();
-        log.sync();
-        assert_eq!(log.entries(1, 21, usize::MAX).unwrap().len(), 20);
-    }
-}
-
-#[test]
-fn the_background_keeps_the_reserve_and_appends_wait_for_it() {
-    let temp = tempfile::tempdir().unwrap();
-    let (mut log, _) = Log::open(options(temp.path(), Backend::Auto)).unwrap();
+/// The background keeps the reserve, and appends wait for it.
+fn faster_than_the_background(dir: &Path, way: &Way) {
+    let (mut log, _) = Log::open(way.options(dir)).unwrap();
     // Far faster than segments are prepared: appends must wait, not fail.
     for i in 1..=200 {
         log.append(&[entry(i, 1, 9000)], None).unwrap();
@@ -215,6 +305,7 @@ fn child_without_io_uring() {
     drop(log);
     let (log, _) = Log::open(options(&dir.join("b"), Backend::Auto)).unwrap();
     assert_eq!(log.last_index(), 20);
+    suite(dir, 1);
     println!("child done");
 }
 
@@ -263,6 +354,66 @@ fn forbid_io_uring() {
         let set = libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter);
         assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
     }
+}
+
+/// Runs in a child process of the test below, as a user who may lock no memory.
+#[test]
+fn child_without_locked_memory() {
+    let Ok(dir) = std::env::var("RAFTLOG_TEST_CHILD_MEMLOCK_DIR") else {
+        return;
+    };
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    const NOBODY: libc::uid_t = 65534;
+    // SAFETY: the calls take numbers, and a structure that is only read during the call. Root may
+    // lock what it likes, so the child becomes somebody else.
+    unsafe {
+        assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &none), 0);
+        if libc::geteuid() == 0 {
+            assert_eq!(libc::setresuid(NOBODY, NOBODY, NOBODY), 0);
+        }
+    }
+    let dir = Path::new(&dir);
+    let (mut log, recovered) = match Log::open(options(&dir.join("a"), Backend::Uring)) {
+        Ok(opened) => opened,
+        Err(e) => {
+            println!("child done: no io_uring here at all: {e}");
+            return;
+        }
+    };
+    let said = "buffers not registered: ";
+    assert!(recovered.report.contains(said), "{}", recovered.report);
+    assert!(recovered.report.contains("RLIMIT_MEMLOCK"), "{recovered:?}");
+    assert!(!log.stats().registered_buffers);
+    log.append(&[entry(1, 1, 10)], None).unwrap();
+    log.sync();
+    drop(log);
+    suite(dir, 1);
+    println!("child done");
+}
+
+#[test]
+fn a_limit_on_locked_memory_leaves_a_working_ring() {
+    let temp = tempfile::tempdir().unwrap();
+    let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(temp.path(), everyone).unwrap();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "tests::real::child_without_locked_memory",
+            "--nocapture",
+        ])
+        .env("RAFTLOG_TEST_CHILD_MEMLOCK_DIR", temp.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("child done"),
+        "{text}"
+    );
 }
 
 /// With a real disk that is full: a file-size limit stands in for it, in a child process.
@@ -340,13 +491,18 @@ fn child_that_is_killed() {
     }
 }
 
+fn rounds() -> u64 {
+    let rounds = std::env::var("QUORATE_ROUNDS");
+    rounds.ok().and_then(|r| r.parse().ok()).unwrap_or(12)
+}
+
 #[test]
 fn acknowledged_entries_survive_kill() {
-    let rounds: u64 = std::env::var("QUORATE_ROUNDS")
-        .ok()
-        .and_then(|r| r.parse().ok())
-        .unwrap_or(12);
-    let temp = tempfile::tempdir().unwrap();
+    kill_rounds(&std::env::temp_dir(), rounds());
+}
+
+fn kill_rounds(base: &Path, rounds: u64) {
+    let temp = tempfile::tempdir_in(base).unwrap();
     let mut rng = StdRng::seed_from_u64(1);
     let mut acknowledged = 0;
     for round in 0..rounds {

@@ -93,13 +93,15 @@ impl node::Observer for NodeWork {
     }
 }
 
-/// Hooks the measurements into apply and the log.
+/// Hooks the measurements into apply and the log. A durable write of the log that takes longer than
+/// `stall` is told of: the disk hangs, and who leads had better be another member.
 pub fn observe(
     metrics: &Arc<Metrics>,
     applier: &mut Applier,
     log: &mut raftlog::Log,
     slow_apply: Duration,
-) {
+    stall: Duration,
+) -> std::io::Result<()> {
     applier.set_observer(Arc::new(Applies {
         metrics: metrics.clone(),
         slow: slow_apply,
@@ -109,6 +111,42 @@ pub fn observe(
     log.set_on_flush(Box::new(move |took| {
         disk.wal_fsync_seconds.observe(took.as_secs_f64());
     }));
+    let stats = log.stats();
+    let word = |yes: bool| if yes { "true" } else { "false" };
+    let labels = [
+        log.backend_name(),
+        word(stats.direct),
+        word(stats.registered_buffers),
+    ];
+    metrics.disk.wal_backend.with_label_values(&labels).set(1);
+    let stalls = metrics.disk.wal_stalls.clone();
+    log.set_on_stall(stall, Box::new(move |seen| stalled(seen, &stalls)))?;
+    let clock = log.flush_clock();
+    metrics.on_scrape(move |metrics| {
+        let so_far = clock.stalled(stall).unwrap_or_default();
+        metrics.disk.wal_stalled_seconds.set(so_far.as_secs_f64());
+    });
+    Ok(())
+}
+
+fn stalled(seen: raftlog::Stall, count: &IntCounter) {
+    match seen {
+        raftlog::Stall::Begun(so_far) => {
+            count.inc();
+            tracing::error!(
+                seconds = so_far.as_secs_f64(),
+                "a durable write of the log does not end: the disk hangs; nothing is acknowledged until it ends"
+            );
+        }
+        raftlog::Stall::Goes(so_far) => tracing::error!(
+            seconds = so_far.as_secs_f64(),
+            "the durable write of the log still has not ended"
+        ),
+        raftlog::Stall::Ended(took) => tracing::warn!(
+            seconds = took.as_secs_f64(),
+            "the durable write of the log that took so long has ended"
+        ),
+    }
 }
 
 /// Raises a counter to a total kept elsewhere.

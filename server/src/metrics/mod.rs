@@ -243,6 +243,9 @@ group! {
         wal_fsync_seconds: Histogram = histogram("Time of a durable write of the log", "etcd_disk_wal_fsync_duration_seconds", exp(0.001, 2.0, 14));
         wal_write_seconds: Histogram = histogram("Time to hand a batch to the log", "etcd_disk_wal_write_duration_seconds", exp(0.001, 2.0, 14));
         wal_write_bytes: IntGauge = gauge("Bytes written to the log", "etcd_disk_wal_write_bytes_total");
+        wal_backend: IntGaugeVec = gauges("1 for the way the log is written", "quorate_wal_backend", &["backend", "direct", "registered_buffers"]);
+        wal_stalls: IntCounter = counter("Durable writes of the log that took longer than the election timeout", "quorate_wal_stalls_total");
+        wal_stalled_seconds: Gauge = float_gauge("Time that the log's durable write under way has taken, if longer than the election timeout, else 0", "quorate_wal_stalled_seconds");
         backend_commit_seconds: Histogram = histogram("Time of a commit of the store", "etcd_disk_backend_commit_duration_seconds", exp(0.001, 2.0, 14));
         backend_commit_rebalance_seconds: Histogram = histogram("Time a commit spends merging pages", "etcd_debugging_disk_backend_commit_rebalance_duration_seconds", exp(0.001, 2.0, 14));
         backend_commit_spill_seconds: Histogram = histogram("Time a commit spends splitting pages", "etcd_debugging_disk_backend_commit_spill_duration_seconds", exp(0.001, 2.0, 14));
