@@ -25,7 +25,6 @@ pub(crate) struct Abilities {
 }
 
 impl Abilities {
-    #[cfg(test)]
     pub const ALL: Abilities = Abilities {
         direct: true,
         dsync: true,
