@@ -32,6 +32,7 @@ mod relocate;
 mod scrub;
 mod source;
 pub(crate) mod store;
+mod sync;
 mod types;
 
 #[cfg(test)]

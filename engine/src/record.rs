@@ -181,30 +181,9 @@ pub(crate) fn encode_record(
 }
 
 /// Decodes a K entry.
+#[inline]
 pub(crate) fn decode_record(flags: u8, bytes: &[u8]) -> Result<Record<'_>> {
-    let mut dec = Decoder::new(bytes);
-    let rev = Revision {
-        main: dec.int()?,
-        sub: dec.int()?,
-    };
-    let links = dec.links()?;
-    let live = if flags & crate::source::LIVE == 0 {
-        None
-    } else {
-        let (create, version, lease) = dec.live_head(rev.main)?;
-        let value = if flags & RUN != 0 {
-            ValueRef::Run(dec.run()?)
-        } else {
-            ValueRef::Inline(dec.rest())
-        };
-        Some(Live {
-            create,
-            version,
-            lease,
-            value,
-        })
-    };
-    Ok(Record { rev, links, live })
+    Decoder::new(bytes).try_record(flags).ok_or_else(short)
 }
 
 /// create, version and lease of a version at `main`.
@@ -262,6 +241,9 @@ fn unzigzag(v: u64) -> i64 {
 }
 
 /// A bounds-checked reader of untrusted bytes.
+///
+/// Every scan decodes a record per key: the steps answer with an `Option`, which fits registers, and only the outermost
+/// call makes an error of it.
 pub(crate) struct Decoder<'a> {
     rest: &'a [u8],
 }
@@ -272,57 +254,29 @@ impl<'a> Decoder<'a> {
     }
 
     pub(crate) fn byte(&mut self) -> Result<u8> {
-        let (first, rest) = self.rest.split_first().ok_or_else(short)?;
-        self.rest = rest;
-        Ok(*first)
+        self.try_byte().ok_or_else(short)
     }
 
     pub(crate) fn varint(&mut self) -> Result<u64> {
-        let mut v = 0u64;
-        for shift in (0..64).step_by(7) {
-            let b = self.byte()?;
-            v |= u64::from(b & 0x7f) << shift;
-            if b < 0x80 {
-                return Ok(v);
-            }
-        }
-        Err(short())
+        self.try_varint().ok_or_else(short)
     }
 
     /// A non-negative `i64`, small enough that counting on from it cannot overflow.
     pub(crate) fn int(&mut self) -> Result<i64> {
-        match self.varint()? {
-            n if n < 1 << 62 => Ok(n as i64),
-            _ => Err(short()),
-        }
+        self.try_int().ok_or_else(short)
     }
 
     /// A revision stored as its distance below `main`.
     pub(crate) fn main_before(&mut self, main: i64) -> Result<i64> {
-        match main.checked_sub(self.int()?) {
-            Some(before) if before >= 0 => Ok(before),
-            _ => Err(short()),
-        }
+        self.try_main_before(main).ok_or_else(short)
     }
 
     pub(crate) fn links(&mut self) -> Result<Links<'a>> {
-        let depth = self.int()? as u64;
-        let from = self.rest;
-        for _ in 0..2 * levels(depth) {
-            self.varint()?;
-        }
-        Ok(Links {
-            depth,
-            raw: &from[..from.len() - self.rest.len()],
-        })
+        self.try_links().ok_or_else(short)
     }
 
     pub(crate) fn live_head(&mut self, main: i64) -> Result<(i64, i64, i64)> {
-        Ok((
-            self.main_before(main)?,
-            self.int()?,
-            unzigzag(self.varint()?),
-        ))
+        self.try_live_head(main).ok_or_else(short)
     }
 
     pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8]> {
@@ -345,8 +299,94 @@ impl<'a> Decoder<'a> {
         self.rest.len()
     }
 
-    pub(crate) fn rest(&mut self) -> &'a [u8] {
-        std::mem::take(&mut self.rest)
+    #[inline]
+    fn try_byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(*first)
+    }
+
+    #[inline]
+    fn try_varint(&mut self) -> Option<u64> {
+        match self.try_byte()? {
+            b @ 0..0x80 => Some(u64::from(b)),
+            b => self.try_varint_after(b),
+        }
+    }
+
+    /// The rest of a varint of more than one byte.
+    #[inline]
+    fn try_varint_after(&mut self, first: u8) -> Option<u64> {
+        let mut v = u64::from(first & 0x7f);
+        for shift in (7..64).step_by(7) {
+            let b = self.try_byte()?;
+            v |= u64::from(b & 0x7f) << shift;
+            if b < 0x80 {
+                return Some(v);
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn try_int(&mut self) -> Option<i64> {
+        let n = self.try_varint()?;
+        (n < 1 << 62).then_some(n as i64)
+    }
+
+    #[inline]
+    fn try_main_before(&mut self, main: i64) -> Option<i64> {
+        let before = main.checked_sub(self.try_int()?)?;
+        (before >= 0).then_some(before)
+    }
+
+    #[inline]
+    fn try_links(&mut self) -> Option<Links<'a>> {
+        let depth = self.try_int()? as u64;
+        let from = self.rest;
+        for _ in 0..2 * levels(depth) {
+            self.try_varint()?;
+        }
+        Some(Links {
+            depth,
+            raw: &from[..from.len() - self.rest.len()],
+        })
+    }
+
+    #[inline]
+    fn try_live_head(&mut self, main: i64) -> Option<(i64, i64, i64)> {
+        Some((
+            self.try_main_before(main)?,
+            self.try_int()?,
+            unzigzag(self.try_varint()?),
+        ))
+    }
+
+    #[inline]
+    fn try_record(&mut self, flags: u8) -> Option<Record<'a>> {
+        let rev = Revision {
+            main: self.try_int()?,
+            sub: self.try_int()?,
+        };
+        let links = self.try_links()?;
+        let live = if flags & crate::source::LIVE == 0 {
+            None
+        } else {
+            let (create, version, lease) = self.try_live_head(rev.main)?;
+            let value = if flags & RUN != 0 {
+                let head: &[u8; RUN_REF_BYTES] = self.rest.first_chunk()?;
+                ValueRef::Run(RunRef::from_bytes(head))
+            } else {
+                ValueRef::Inline(self.rest)
+            };
+            Some(Live {
+                create,
+                version,
+                lease,
+                value,
+            })
+        };
+        Some(Record { rev, links, live })
     }
 }
 
@@ -356,6 +396,7 @@ pub(crate) fn run_ref(bytes: &[u8]) -> Result<RunRef> {
     Ok(RunRef::from_bytes(bytes))
 }
 
+#[cold]
 fn short() -> Error {
     Error::Corrupt("a stored record ends early or holds an impossible number".into())
 }

@@ -2,6 +2,7 @@
 
 mod publish;
 pub(crate) mod reader;
+mod shards;
 mod state;
 mod txn;
 mod view;

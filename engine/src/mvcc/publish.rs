@@ -1,13 +1,7 @@
 //! The shared handle, and how a new view reaches every reader.
 //!
-//! The newest view stands in several mutex-guarded shards. A reader locks the shard of its thread
-//! for one `Arc` clone; the writer replaces shard after shard. No lock is held across anything
-//! else.
-//!
-//! Invariants:
-//! 1. When `publish` returns, every shard has the new view: whoever learns of the publication
-//!    afterwards reads it or a newer one.
-//! 2. What one thread reads never goes back: a thread keeps its shard.
+//! The newest view stands in [`Shards`]; a thread keeps to its shard, so what it reads never goes back, and when
+//! `publish` returns, whoever learns of it reads the new view or a newer one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +13,7 @@ use crate::source::{self, Store};
 use crate::types::{Applied, Error, Options, Result, ScrubReport, Stats};
 
 use super::Meta;
+use super::shards::Shards;
 use super::view::{View, ViewInner};
 use super::writer::{Pending, Writer};
 
@@ -34,14 +29,10 @@ pub(crate) struct Shared {
     store: Store,
     /// What opening found.
     report: String,
-    shards: [Shard; SHARDS],
+    newest: Shards<View, SHARDS>,
     durable: Arc<Mutex<DurableApplied>>,
     scrub: Arc<scrub::Desk>,
 }
-
-/// Each on cache lines of its own, so that readers on different threads do not contend.
-#[repr(align(128))]
-struct Shard(Mutex<View>);
 
 #[derive(Clone, Copy, Default)]
 struct DurableApplied {
@@ -62,11 +53,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Shared {
     pub(crate) fn set_view(&self, view: &View) {
-        for shard in &self.shards {
-            let old = std::mem::replace(&mut *lock(&shard.0), view.clone());
-            // Dropped outside the lock: the last clone of a view frees pages.
-            drop(old);
-        }
+        self.newest.set(view);
     }
 }
 
@@ -97,7 +84,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             store: store.clone(),
             report: recovered.report,
-            shards: std::array::from_fn(|_| Shard(Mutex::new(view.clone()))),
+            newest: Shards::new(&view),
             durable: durable.clone(),
             scrub: scrubber.desk(),
         });
@@ -106,7 +93,7 @@ impl Engine {
             if let Some(shared) = reads_ahead.upgrade() {
                 let runs = shared.store.noted_runs();
                 if !runs.is_empty() {
-                    crate::relocate::warm(&lock(&shared.shards[0].0).clone(), &runs);
+                    crate::relocate::warm(&shared.newest.get(0), &runs);
                 }
             }
         }));
@@ -151,7 +138,7 @@ impl Engine {
 
     /// The newest state.
     pub fn view(&self) -> View {
-        SHARD.with(|shard| lock(&self.shared.shards[*shard].0).clone())
+        SHARD.with(|shard| self.shared.newest.get(*shard))
     }
 
     /// Figures about file, cache and contents.

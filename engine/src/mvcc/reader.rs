@@ -134,8 +134,11 @@ impl<'a, S: Source> Reader<'a, S> {
         }
         let mut cursor = self.src.cursor(TreeId::K, at.is_none());
         let mut cache = ChunkCache::default();
+        if let KeyRange::Half { end, .. } = range {
+            cursor.until(end);
+        }
         cursor.seek(range.start())?;
-        while cursor.valid() && range.contains(cursor.key()) {
+        while cursor.valid() {
             let (key, flags, value) = (cursor.key(), cursor.flags(), cursor.value());
             if self
                 .show(key, flags, value, at, values, &mut cache, f)?

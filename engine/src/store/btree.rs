@@ -6,7 +6,7 @@
 //! is merged with a neighbour when both fit in nine tenths; an empty page is dropped. The root has two children at
 //! least, or is a leaf.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::cells::Cells;
 use super::error::{Error, Result};
@@ -46,6 +46,72 @@ pub(super) fn child_of(pages: &Pages, node: &Node, i: usize) -> Result<Arc<Node>
     }
 }
 
+/// The two upper levels of a published tree, kept at hand: every read passes them, and looking them up in the cache
+/// each time costs as much as reading them. Filled by reads as they come by.
+///
+/// What this holds is bounded: the root and its inner children, up to [`Top::KIDS_MAX`] of them.
+#[derive(Default)]
+pub(super) struct Top {
+    root: OnceLock<Arc<Node>>,
+    kids: OnceLock<Box<[OnceLock<Arc<Node>>]>>,
+}
+
+impl Top {
+    const KIDS_MAX: usize = 64;
+
+    /// The root page of `root`, whose top this must be.
+    pub fn root<'a>(
+        &'a self,
+        root: &'a Root,
+        pages: &Pages,
+        tree: u8,
+    ) -> Result<Option<&'a Arc<Node>>> {
+        match &root.kid {
+            None => Ok(None),
+            Some(Kid::Mem(node)) => Ok(Some(node)),
+            Some(Kid::Disk(addr)) => match self.root.get() {
+                Some(node) => Ok(Some(node)),
+                None => {
+                    let node = pages.node(*addr, tree, root.level)?;
+                    Ok(Some(self.root.get_or_init(|| node)))
+                }
+            },
+        }
+    }
+
+    /// Where child `i` of the root page is kept, if it may be.
+    fn place(&self, root: &Node, i: usize) -> Option<&OnceLock<Arc<Node>>> {
+        let page = root.page();
+        if page.level() < 2 || page.len() > Self::KIDS_MAX {
+            return None;
+        }
+        let kids = self
+            .kids
+            .get_or_init(|| (0..page.len()).map(|_| OnceLock::new()).collect());
+        kids.get(i)
+    }
+
+    /// Child `i` of the root page, borrowed, if it is one to keep.
+    fn kept<'a>(&'a self, pages: &Pages, root: &Node, i: usize) -> Result<Option<&'a Arc<Node>>> {
+        let Some(place) = self.place(root, i) else {
+            return Ok(None);
+        };
+        if place.get().is_none() {
+            let child = child_of(pages, root, i)?;
+            return Ok(Some(place.get_or_init(|| child)));
+        }
+        Ok(place.get())
+    }
+
+    /// Child `i` of the root page.
+    pub fn child(&self, pages: &Pages, root: &Node, i: usize) -> Result<Arc<Node>> {
+        match self.kept(pages, root, i)? {
+            Some(child) => Ok(child.clone()),
+            None => child_of(pages, root, i),
+        }
+    }
+}
+
 impl Root {
     /// A root as a durable checkpoint has it.
     pub fn at(found: Option<RootAt>) -> Root {
@@ -75,37 +141,39 @@ impl Root {
         key: &[u8],
         f: impl FnOnce(u8, &[u8]) -> R,
     ) -> Result<Option<R>> {
-        let mut owned;
-        let mut node: &Node = match &self.kid {
-            None => return Ok(None),
-            Some(Kid::Mem(node)) => node,
+        match &self.kid {
+            None => Ok(None),
+            Some(Kid::Mem(node)) => get_below(pages, node, key, f),
             Some(Kid::Disk(addr)) => {
-                owned = pages.node(*addr, tree, self.level)?;
-                &owned
+                let node = pages.node(*addr, tree, self.level)?;
+                get_below(pages, &node, key, f)
             }
-        };
-        // Pages in memory are reached by reference; the first one that is not begins a chain of counted ones.
-        let start = loop {
-            if node.page().is_leaf() {
-                break None;
-            }
-            let i = node.page().child_for(key, pages)?;
-            match node.kid(i) {
-                Some(kid) => node = kid,
-                None => break Some(child_of(pages, node, i)?),
-            }
-        };
-        if let Some(start) = start {
-            owned = start;
-            while !owned.page().is_leaf() {
-                let i = owned.page().child_for(key, pages)?;
-                owned = child_of(pages, &owned, i)?;
-            }
-            node = &owned;
         }
-        let page = node.page();
-        let (i, found) = page.search(0, key, pages)?;
-        Ok(found.then(|| f(page.flags(i), page.value(i))))
+    }
+
+    /// As [`Root::get`], by way of the pages in `top`.
+    pub fn get_by<R>(
+        &self,
+        top: &Top,
+        pages: &Pages,
+        tree: u8,
+        key: &[u8],
+        f: impl FnOnce(u8, &[u8]) -> R,
+    ) -> Result<Option<R>> {
+        let Some(root) = top.root(self, pages, tree)? else {
+            return Ok(None);
+        };
+        if root.page().is_leaf() {
+            return get_below(pages, root, key, f);
+        }
+        let i = root.page().child_for(key, pages)?;
+        if let Some(kid) = root.kid(i) {
+            return get_below(pages, kid, key, f);
+        }
+        match top.kept(pages, root, i)? {
+            Some(kid) => get_below(pages, kid, key, f),
+            None => get_below(pages, &*child_of(pages, root, i)?, key, f),
+        }
     }
 
     /// Live entries with keys below `key`.
@@ -139,6 +207,39 @@ impl Root {
         };
         Ok(upto - before)
     }
+}
+
+/// Calls `f` with flags and value of `key`, which can only be below `node`.
+fn get_below<R>(
+    pages: &Pages,
+    node: &Node,
+    key: &[u8],
+    f: impl FnOnce(u8, &[u8]) -> R,
+) -> Result<Option<R>> {
+    let mut owned;
+    let mut node = node;
+    // Pages in memory are reached by reference; the first one that is not begins a chain of counted ones.
+    let start = loop {
+        if node.page().is_leaf() {
+            break None;
+        }
+        let i = node.page().child_for(key, pages)?;
+        match node.kid(i) {
+            Some(kid) => node = kid,
+            None => break Some(child_of(pages, node, i)?),
+        }
+    };
+    if let Some(start) = start {
+        owned = start;
+        while !owned.page().is_leaf() {
+            let i = owned.page().child_for(key, pages)?;
+            owned = child_of(pages, &owned, i)?;
+        }
+        node = &owned;
+    }
+    let page = node.page();
+    let (i, found) = page.search(0, key, pages)?;
+    Ok(found.then(|| f(page.flags(i), page.value(i))))
 }
 
 /// What an insertion did below.

@@ -13,8 +13,6 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use bytes::Bytes;
 
@@ -22,6 +20,7 @@ use super::error::Result;
 use super::lock;
 use super::node::Node;
 use super::page::Addr;
+use super::sync::{Arc, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 /// What the cache holds.
 #[derive(Clone)]
@@ -69,11 +68,34 @@ impl Hasher for AddrHasher {
 
 type AddrMap<V> = HashMap<Addr, V, BuildHasherDefault<AddrHasher>>;
 
+/// Small, so that what a look-up touches lies together.
 struct Held {
-    frame: Frame,
-    cost: usize,
+    frame: Kept,
+    cost: u32,
     /// Times asked for since it last reached the end of a queue, at most `USES_MAX`.
     uses: u8,
+}
+
+/// A [`Frame`] as the table keeps it.
+enum Kept {
+    Node(Arc<Node>),
+    Run(Box<Bytes>),
+}
+
+impl Kept {
+    fn new(frame: Frame) -> Kept {
+        match frame {
+            Frame::Node(node) => Kept::Node(node),
+            Frame::Run(bytes) => Kept::Run(Box::new(bytes)),
+        }
+    }
+
+    fn frame(&self) -> Frame {
+        match self {
+            Kept::Node(node) => Frame::Node(node.clone()),
+            Kept::Run(bytes) => Frame::Run(Bytes::clone(bytes)),
+        }
+    }
 }
 
 const USES_MAX: u8 = 3;
@@ -148,19 +170,19 @@ impl Cache {
     pub fn get_or_load(&self, addr: Addr, load: impl FnOnce() -> Result<Frame>) -> Result<Frame> {
         let flight = {
             let mut shard = self.shard(addr);
-            match shard.map.entry(addr) {
-                Entry::Occupied(mut slot) => match slot.get_mut() {
-                    Slot::Held(held) => {
-                        held.uses = (held.uses + 1).min(USES_MAX);
-                        let frame = held.frame.clone();
-                        shard.hits += 1;
-                        return Ok(frame);
+            match shard.map.get_mut(&addr) {
+                Some(Slot::Held(held)) => {
+                    if held.uses < USES_MAX {
+                        held.uses += 1;
                     }
-                    Slot::Loading(flight) => Err(flight.clone()),
-                },
-                Entry::Vacant(slot) => {
+                    let frame = held.frame.frame();
+                    shard.hits += 1;
+                    return Ok(frame);
+                }
+                Some(Slot::Loading(flight)) => Err(flight.clone()),
+                None => {
                     let flight = Arc::new(Flight::default());
-                    slot.insert(Slot::Loading(flight.clone()));
+                    shard.map.insert(addr, Slot::Loading(flight.clone()));
                     Ok(flight)
                 }
             }
@@ -223,7 +245,7 @@ impl Cache {
     /// The frame at `addr` if it is here; not counted as a use.
     pub fn peek(&self, addr: Addr) -> Option<Frame> {
         match self.shard(addr).map.get(&addr) {
-            Some(Slot::Held(held)) => Some(held.frame.clone()),
+            Some(Slot::Held(held)) => Some(held.frame.frame()),
             _ => None,
         }
     }
@@ -237,7 +259,7 @@ impl Cache {
         }
     }
 
-    fn note_evictions(&self, shard: MutexGuard<'_, Shard>, evicted: Vec<Frame>) {
+    fn note_evictions(&self, shard: MutexGuard<'_, Shard>, evicted: Vec<Kept>) {
         drop(shard);
         self.evictions
             .fetch_add(evicted.len() as u64, Ordering::Relaxed);
@@ -300,7 +322,7 @@ impl Drop for Landing<'_> {
 impl Shard {
     /// Takes a frame in and throws others out until the limit holds again; those are returned, to be freed without
     /// the lock. A frame larger than a quarter of the shard is not kept.
-    fn hold(&mut self, addr: Addr, frame: Frame, limit: usize) -> Vec<Frame> {
+    fn hold(&mut self, addr: Addr, frame: Frame, limit: usize) -> Vec<Kept> {
         let cost = frame.cost();
         if cost > limit / 4 && !frame.is_inner() || cost > limit {
             return Vec::new();
@@ -315,8 +337,8 @@ impl Shard {
         }
         self.bytes += cost;
         let held = Held {
-            frame,
-            cost,
+            frame: Kept::new(frame),
+            cost: cost as u32,
             uses: if inner { USES_MAX } else { 0 },
         };
         self.map.insert(addr, Slot::Held(held));
@@ -328,7 +350,7 @@ impl Shard {
     }
 
     /// One step of a queue: throws out its oldest frame or gives it another round.
-    fn evict(&mut self, limit: usize) -> Option<Frame> {
+    fn evict(&mut self, limit: usize) -> Option<Kept> {
         if self.short_bytes > limit / 10 || self.long.is_empty() {
             self.evict_short(limit)
         } else {
@@ -336,18 +358,18 @@ impl Shard {
         }
     }
 
-    fn evict_short(&mut self, limit: usize) -> Option<Frame> {
+    fn evict_short(&mut self, limit: usize) -> Option<Kept> {
         let addr = self.short.pop_front()?;
         let Some(Slot::Held(held)) = self.map.get_mut(&addr) else {
             return None;
         };
-        self.short_bytes -= held.cost;
+        self.short_bytes -= held.cost as usize;
         if held.uses > 0 {
             held.uses = 0;
             self.long.push_back(addr);
             return None;
         }
-        let cost = held.cost;
+        let cost = held.cost as usize;
         self.ghosts.push_back(addr);
         self.ghost_set.insert(addr, ());
         while self.ghosts.len() > limit / cost.max(1) {
@@ -357,7 +379,7 @@ impl Shard {
         self.drop_held(addr)
     }
 
-    fn evict_long(&mut self) -> Option<Frame> {
+    fn evict_long(&mut self) -> Option<Kept> {
         let addr = self.long.pop_front()?;
         let Some(Slot::Held(held)) = self.map.get_mut(&addr) else {
             return None;
@@ -370,100 +392,13 @@ impl Shard {
         self.drop_held(addr)
     }
 
-    fn drop_held(&mut self, addr: Addr) -> Option<Frame> {
+    fn drop_held(&mut self, addr: Addr) -> Option<Kept> {
         match self.map.remove(&addr) {
             Some(Slot::Held(held)) => {
-                self.bytes -= held.cost;
+                self.bytes -= held.cost as usize;
                 Some(held.frame)
             }
             _ => None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-
-    use super::super::error::Error;
-    use super::*;
-
-    fn addr(unit: u64) -> Addr {
-        Addr { unit, birth: 1 }
-    }
-
-    fn run_of(bytes: usize) -> Result<Frame> {
-        Ok(Frame::Run(Bytes::from(vec![0; bytes])))
-    }
-
-    #[test]
-    fn the_limit_holds_whatever_comes() {
-        let cache = Cache::new(100_000, 4096);
-        for i in 0..5000u64 {
-            let bytes = [100, 4096, 9000, 30_000, 200_000][(i % 5) as usize];
-            cache.get_or_load(addr(i % 700), || run_of(bytes)).unwrap();
-            cache.get_or_load(addr(i % 7), || run_of(4096)).unwrap();
-            if i % 3 == 0 {
-                cache.insert(addr(i), run_of(4096).unwrap());
-            }
-            assert!(cache.stats().bytes <= 100_000);
-        }
-        let stats = cache.stats();
-        assert!(
-            stats.evictions > 1000 && stats.hits > 0 && stats.bytes > 50_000,
-            "{stats:?}"
-        );
-    }
-
-    #[test]
-    fn a_failed_load_is_tried_again() {
-        let cache = Cache::new(100_000, 4096);
-        assert!(cache.get_or_load(addr(1), || Err(Error::Closed)).is_err());
-        assert!(cache.get_or_load(addr(1), || run_of(10)).is_ok());
-        assert!(cache.get_or_load(addr(1), || Err(Error::Closed)).is_ok());
-    }
-
-    #[test]
-    fn a_panicking_load_lets_the_others_go() {
-        let cache = Cache::new(100_000, 4096);
-        let started = std::sync::Barrier::new(2);
-        std::thread::scope(|scope| {
-            let leader = scope.spawn(|| {
-                let load = || -> Result<Frame> {
-                    started.wait();
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                    std::panic::resume_unwind(Box::new("load"))
-                };
-                cache.get_or_load(addr(1), load).is_ok()
-            });
-            started.wait();
-            // Either it follows and is let go, or it comes late and loads itself.
-            let _ = cache.get_or_load(addr(1), || run_of(10));
-            assert!(leader.join().is_err());
-        });
-        assert!(cache.get_or_load(addr(1), || run_of(10)).is_ok());
-    }
-
-    #[test]
-    fn many_readers_one_load() {
-        let cache = Cache::new(100_000, 4096);
-        let loads = AtomicUsize::new(0);
-        for unit in 0..50 {
-            let start = std::sync::Barrier::new(4);
-            std::thread::scope(|scope| {
-                for _ in 0..4 {
-                    scope.spawn(|| {
-                        start.wait();
-                        let load = || {
-                            loads.fetch_add(1, Ordering::Relaxed);
-                            std::thread::yield_now();
-                            run_of(10)
-                        };
-                        cache.get_or_load(addr(unit), load).unwrap();
-                    });
-                }
-            });
-        }
-        assert_eq!(loads.load(Ordering::Relaxed), 50);
     }
 }

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use super::btree::{Root, child_of};
+use super::btree::{Root, Top, child_of};
 use super::error::Result;
 use super::node::Node;
 use super::pages::Pages;
+
+/// How many entries before it is read a scan asks for one.
+const FETCH_AHEAD: usize = 4;
 
 /// Stands on an entry or nowhere. After an error it stands nowhere.
 pub struct Cursor<'a> {
@@ -15,10 +18,19 @@ pub struct Cursor<'a> {
     /// From the root down: page and slot. The last one is a leaf whenever the cursor stands on an entry.
     path: Vec<(Arc<Node>, usize)>,
     key: Vec<u8>,
+    flags: u8,
+    /// Where in the leaf the value lies.
+    value: (usize, usize),
     /// The first bytes of `key` are the leaf's prefix.
     prefix_laid: bool,
     valid: bool,
     skip_dead: bool,
+    /// Upper pages at hand.
+    top: Option<&'a Top>,
+    /// Where moves upwards end.
+    end: Option<Vec<u8>>,
+    /// Slots of the leaf below `end`.
+    stop: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,17 +40,32 @@ enum Way {
 }
 
 impl<'a> Cursor<'a> {
-    pub(super) fn new(pages: &'a Pages, root: &'a Root, tree: u8) -> Cursor<'a> {
+    pub(super) fn new(
+        pages: &'a Pages,
+        root: &'a Root,
+        tree: u8,
+        top: Option<&'a Top>,
+    ) -> Cursor<'a> {
         Cursor {
             pages,
             root,
             tree,
             path: Vec::with_capacity(usize::from(root.level) + 1),
             key: Vec::new(),
+            flags: 0,
+            value: (0, 0),
             prefix_laid: false,
             valid: false,
             skip_dead: false,
+            top,
+            end: None,
+            stop: usize::MAX,
         }
+    }
+
+    /// From now on `seek` and `next` find nothing at or behind `end`.
+    pub fn until(&mut self, end: &[u8]) {
+        self.end = Some(end.to_vec());
     }
 
     /// From now on passes over pages that hold no LIVE entry. Single dead entries beside live ones are still shown.
@@ -57,17 +84,16 @@ impl<'a> Cursor<'a> {
     }
 
     /// The entry's flags. 0 when the cursor stands nowhere.
+    #[inline]
     pub fn flags(&self) -> u8 {
-        match self.path.last() {
-            Some((leaf, i)) if self.valid => leaf.page().flags(*i),
-            _ => 0,
-        }
+        if self.valid { self.flags } else { 0 }
     }
 
     /// The entry's value. Empty when the cursor stands nowhere.
+    #[inline]
     pub fn value(&self) -> &[u8] {
         match self.path.last() {
-            Some((leaf, i)) if self.valid => leaf.page().value(*i),
+            Some((leaf, _)) if self.valid => &leaf.buf[self.value.0..][..self.value.1],
             _ => &[],
         }
     }
@@ -91,16 +117,30 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The root page.
+    fn root_node(&self) -> Result<Option<Arc<Node>>> {
+        match self.top {
+            Some(top) => Ok(top.root(self.root, self.pages, self.tree)?.cloned()),
+            None => self.root.node(self.pages, self.tree),
+        }
+    }
+
     /// Moves to the entry behind; whether there is one. Standing nowhere it stays there.
     pub fn next(&mut self) -> Result<bool> {
         if !self.valid {
             return Ok(false);
         }
-        if let Some((leaf, i)) = self.path.last_mut()
-            && *i + 1 < leaf.page().len()
-        {
-            *i += 1;
-            return self.lay_key();
+        if let Some((leaf, i)) = self.path.last_mut() {
+            let n = leaf.page().len();
+            if *i + 1 < n.min(self.stop) {
+                *i += 1;
+                leaf.page().fetch_soon(*i + FETCH_AHEAD);
+                return self.lay_key();
+            }
+            if self.stop < n {
+                self.reset();
+                return Ok(false);
+            }
         }
         self.leave_leaf(Way::Up)
     }
@@ -132,7 +172,7 @@ impl<'a> Cursor<'a> {
 
     fn descend_to(&mut self, key: &[u8], way: Way) -> Result<bool> {
         self.reset();
-        let Some(mut node) = self.root.node(self.pages, self.tree)? else {
+        let Some(mut node) = self.root_node()? else {
             return Ok(false);
         };
         if self.dead(&node) {
@@ -144,7 +184,10 @@ impl<'a> Cursor<'a> {
                 self.path.push((node, i));
                 return self.walk(way);
             }
-            let child = child_of(self.pages, &node, i)?;
+            let child = match self.top {
+                Some(top) if self.path.is_empty() => top.child(self.pages, &node, i)?,
+                _ => child_of(self.pages, &node, i)?,
+            };
             self.path.push((node, i));
             node = child;
         }
@@ -220,32 +263,63 @@ impl<'a> Cursor<'a> {
 
     fn enter_leaf(&mut self) -> Result<bool> {
         self.prefix_laid = false;
+        self.stop = usize::MAX;
+        if let (Some(end), Some((leaf, i))) = (&self.end, self.path.last()) {
+            self.stop = leaf.page().search(0, end, self.pages)?.0;
+            if *i >= self.stop {
+                self.reset();
+                return Ok(false);
+            }
+        }
+        if let Some((leaf, i)) = self.path.last() {
+            let page = leaf.page();
+            (*i..*i + FETCH_AHEAD).for_each(|i| page.fetch_soon(i));
+        }
         self.lay_key()
     }
 
-    /// Builds the key of the entry under the cursor.
+    /// Takes the entry under the cursor apart and builds its key.
     fn lay_key(&mut self) -> Result<bool> {
         self.valid = false;
         let Some((leaf, i)) = self.path.last() else {
             return Ok(false);
         };
         let page = leaf.page();
-        let prefix = page.prefix();
-        if let Some(run) = page.long(*i) {
-            let key = self.pages.run(run)?;
-            self.key.clear();
-            self.key.extend_from_slice(&key);
-            self.prefix_laid = false;
-        } else {
-            if self.prefix_laid {
-                self.key.truncate(prefix.len());
-            } else {
-                self.key.clear();
-                self.key.extend_from_slice(prefix);
-                self.prefix_laid = true;
-            }
-            self.key.extend_from_slice(page.suffix(*i));
+        let entry = page.entry(*i);
+        if entry.long {
+            return self.lay_long_key();
         }
+        let prefix = page.prefix();
+        if self.prefix_laid {
+            self.key.truncate(prefix.len());
+        } else {
+            self.key.clear();
+            self.key.extend_from_slice(prefix);
+            self.prefix_laid = true;
+        }
+        self.key.extend_from_slice(entry.suffix);
+        self.flags = entry.flags;
+        self.value = (entry.value_at, entry.value_len);
+        self.valid = true;
+        Ok(true)
+    }
+
+    #[cold]
+    fn lay_long_key(&mut self) -> Result<bool> {
+        let Some((leaf, i)) = self.path.last() else {
+            return Ok(false);
+        };
+        let page = leaf.page();
+        let entry = page.entry(*i);
+        let Some(run) = page.long(*i) else {
+            return Ok(false);
+        };
+        let key = self.pages.run(run)?;
+        self.key.clear();
+        self.key.extend_from_slice(&key);
+        self.prefix_laid = false;
+        self.flags = entry.flags;
+        self.value = (entry.value_at, entry.value_len);
         self.valid = true;
         Ok(true)
     }

@@ -43,6 +43,8 @@ mod node;
 mod open;
 mod page;
 mod pages;
+mod pins;
+mod prefetch;
 mod runs;
 mod scrub;
 mod shared;
@@ -53,6 +55,8 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod types;
+
+use crate::sync;
 
 pub use cursor::Cursor;
 pub use defrag::TailRun;

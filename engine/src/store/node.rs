@@ -9,6 +9,9 @@ use std::sync::{Arc, OnceLock};
 use super::page::{Addr, Page, PageMut};
 
 /// A page in memory. Immutable once it is published; `addr` is set once, when it is durable.
+///
+/// The order of the fields is kept: what readers follow lies beside the reference counts they touch anyway.
+#[repr(C)]
 pub(super) struct Node {
     pub buf: Box<[u8]>,
     kids: Kids,

@@ -326,6 +326,34 @@ impl<'a> Page<'a> {
         &self.0[at..at + s.klen]
     }
 
+    /// All of slot `i` of a leaf at once.
+    #[inline]
+    pub fn entry(self, i: usize) -> LeafEntry<'a> {
+        let s = self.slot(i);
+        let cell = &self.0[s.off..];
+        let value_len = get_u16(cell, 0) as usize;
+        let key_end = LEAF_CELL + s.klen;
+        let value_at = key_end + if s.long { RunRef::BYTES } else { 0 };
+        LeafEntry {
+            suffix: &cell[LEAF_CELL..key_end],
+            long: s.long,
+            flags: cell[2],
+            value_at: s.off + value_at,
+            value_len,
+        }
+    }
+
+    /// Asks the processor for the cell of slot `i`, if there is one.
+    #[inline]
+    pub fn fetch_soon(self, i: usize) {
+        /// As far as a cell of common size reaches.
+        const BYTES: usize = 384;
+        if i < self.len() {
+            let off = self.slot(i).off;
+            super::prefetch::soon(&self.0[off..self.0.len().min(off + BYTES)]);
+        }
+    }
+
     /// The run that holds the key of slot `i`, when it is a long one.
     pub fn long(self, i: usize) -> Option<RunRef> {
         let s = self.slot(i);
@@ -598,6 +626,17 @@ impl<'a> Page<'a> {
         }
         Err(format!("keys {} and {i} are not in order", i - 1))
     }
+}
+
+/// An entry of a leaf, taken apart once.
+pub(super) struct LeafEntry<'a> {
+    /// The key without the page's prefix; of a long key its head only.
+    pub suffix: &'a [u8],
+    pub long: bool,
+    pub flags: u8,
+    /// Where in the page the value lies.
+    pub value_at: usize,
+    pub value_len: usize,
 }
 
 /// A key as a page stores it: whole, or the head and the run that holds all of it.

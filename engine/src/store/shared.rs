@@ -3,7 +3,6 @@
 //! Locks, none of them held across I/O: `durable` (what the newest durable checkpoint is), `alloc`, `pins`, `jobs`.
 //! Where two are taken it is in that order.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -17,6 +16,7 @@ use super::map::Map;
 use super::meta::RootAt;
 use super::node::Node;
 use super::pages::Pages;
+use super::pins::Pins;
 use super::types::{Durable, FatalHook, StoreStats};
 
 /// The newest durable checkpoint.
@@ -77,7 +77,7 @@ pub(super) struct Shared {
     pub durable_moved: Condvar,
     pub alloc: Mutex<Alloc>,
     /// Live snapshots by publish number.
-    pins: Mutex<BTreeMap<u64, usize>>,
+    pins: Pins,
     pub jobs: Mutex<Jobs>,
     pub jobs_moved: Condvar,
     pub callbacks: Mutex<Vec<Callback>>,
@@ -133,7 +133,7 @@ impl Shared {
             durable: Mutex::new(setup.durable),
             durable_moved: Condvar::new(),
             alloc: Mutex::new(setup.alloc),
-            pins: Mutex::default(),
+            pins: Pins::default(),
             jobs: Mutex::default(),
             jobs_moved: Condvar::new(),
             callbacks: Mutex::default(),
@@ -165,21 +165,15 @@ impl Shared {
     // --- pins ----------------------------------------------------------------------------------------------------
 
     pub fn pin(&self, publish: u64) {
-        *lock(&self.pins).entry(publish).or_default() += 1;
+        self.pins.pin(publish);
     }
 
     pub fn unpin(&self, publish: u64) {
-        let mut pins = lock(&self.pins);
-        if let Some(count) = pins.get_mut(&publish) {
-            *count -= 1;
-            if *count == 0 {
-                pins.remove(&publish);
-            }
-        }
+        self.pins.unpin(publish);
     }
 
     pub fn oldest_pin(&self) -> Option<u64> {
-        lock(&self.pins).keys().next().copied()
+        self.pins.oldest()
     }
 
     /// Makes dropped units free that may be, and forgets runs in memory that lay there.

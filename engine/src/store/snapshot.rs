@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::btree::Root;
+use super::btree::{Root, Top};
 use super::cursor::Cursor;
 use super::error::Result;
 use super::store::Store;
@@ -20,6 +20,7 @@ pub struct Snapshot {
 struct Inner {
     store: Store,
     roots: [Root; 4],
+    tops: [Top; 4],
     publish: u64,
 }
 
@@ -30,6 +31,7 @@ impl Snapshot {
             inner: Arc::new(Inner {
                 store,
                 roots,
+                tops: Default::default(),
                 publish,
             }),
         }
@@ -37,6 +39,10 @@ impl Snapshot {
 
     pub(super) fn root(&self, tree: TreeId) -> &Root {
         &self.inner.roots[tree as usize]
+    }
+
+    fn top(&self, tree: TreeId) -> &Top {
+        &self.inner.tops[tree as usize]
     }
 
     /// Its number among the states published since the store was opened.
@@ -59,13 +65,14 @@ impl Snapshot {
         key: &[u8],
         f: impl FnOnce(u8, &[u8]) -> R,
     ) -> Result<Option<R>> {
-        self.root(tree)
-            .get(&self.store().shared.pages, tree as u8, key, f)
+        let (top, pages) = (self.top(tree), &self.store().shared.pages);
+        self.root(tree).get_by(top, pages, tree as u8, key, f)
     }
 
     /// A cursor that stands nowhere yet.
     pub fn cursor(&self, tree: TreeId) -> Cursor<'_> {
-        Cursor::new(&self.store().shared.pages, self.root(tree), tree as u8)
+        let (top, pages) = (self.top(tree), &self.store().shared.pages);
+        Cursor::new(pages, self.root(tree), tree as u8, Some(top))
     }
 
     /// LIVE entries in `[start, end)`, or from `start` on. Takes time logarithmic in the size of the tree.

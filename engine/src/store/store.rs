@@ -186,7 +186,12 @@ impl StoreWriter {
 
     /// A cursor over the working state.
     pub fn cursor(&self, tree: TreeId) -> Cursor<'_> {
-        Cursor::new(self.space.pages(), &self.roots[tree as usize], tree as u8)
+        Cursor::new(
+            self.space.pages(),
+            &self.roots[tree as usize],
+            tree as u8,
+            None,
+        )
     }
 
     /// LIVE entries of the working state in `[start, end)`, or from `start` on.

@@ -1,5 +1,6 @@
 //! Random histories against a model that is too simple to be wrong, and what goes on beside requests.
 
+mod append_buf;
 mod defrag;
 mod model;
 mod random;

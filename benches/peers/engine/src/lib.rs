@@ -120,19 +120,27 @@ pub fn load(peer: &mut dyn Peer, n: u64, value_bytes: usize) {
     peer.settle();
 }
 
-/// Every engine, each in a directory of its own below `dir`.
+/// Opens an engine in a directory, with a cache of so many bytes.
+type Open = fn(&Path, usize) -> Box<dyn Peer>;
+
+/// Every engine, each in a directory of its own below `dir`; those alone that `QUORATE_ENGINES` names, if it is set.
 pub fn all(dir: &Path, cache_bytes: usize) -> Vec<Box<dyn Peer>> {
-    let at = |name: &str| {
-        let dir = dir.join(name);
-        std::fs::create_dir_all(&dir).expect("a directory");
-        dir
-    };
-    vec![
-        Box::new(Quorate::open(&at("quorate"), cache_bytes)),
-        Box::new(Lmdb::open(&at("lmdb"))),
-        Box::new(Redb::open(&at("redb"), cache_bytes)),
-        Box::new(Fjall::open(&at("fjall"), cache_bytes)),
-    ]
+    let wanted = std::env::var("QUORATE_ENGINES").unwrap_or_default();
+    let engines: [(&str, Open); 4] = [
+        ("Quorate", |dir, cache| Box::new(Quorate::open(dir, cache))),
+        ("LMDB", |dir, _| Box::new(Lmdb::open(dir))),
+        ("redb", |dir, cache| Box::new(Redb::open(dir, cache))),
+        ("fjall", |dir, cache| Box::new(Fjall::open(dir, cache))),
+    ];
+    engines
+        .into_iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.split(',').any(|wanted| wanted == *name))
+        .map(|(name, open)| {
+            let dir = dir.join(name);
+            std::fs::create_dir_all(&dir).expect("a directory");
+            open(&dir, cache_bytes)
+        })
+        .collect()
 }
 
 /// Bytes of all files below a directory, by their length.

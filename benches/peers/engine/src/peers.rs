@@ -64,7 +64,11 @@ pub fn reads(setup: &Setup) {
     }
     let mut head = vec!["CPU µs per call"];
     head.extend(peers.iter().map(|peer| peer.name()));
-    head.extend(["Quorate / LMDB", "Quorate / redb"]);
+    let ratios: Vec<String> = peers[1..]
+        .iter()
+        .map(|peer| format!("{} / {}", peers[0].name(), peer.name()))
+        .collect();
+    head.extend(ratios.iter().map(String::as_str));
     let names = ops
         .iter()
         .map(|op| op.0)
@@ -75,7 +79,7 @@ pub fn reads(setup: &Setup) {
             let middle: Vec<f64> = figures.iter().map(|f| median(f[i].clone())).collect();
             let mut row = vec![name.to_string()];
             row.extend(middle.iter().map(|f| short(*f)));
-            row.extend([short(middle[0] / middle[1]), short(middle[0] / middle[2])]);
+            row.extend(middle[1..].iter().map(|f| short(middle[0] / f)));
             row
         })
         .collect();

@@ -142,6 +142,15 @@ impl Run {
             );
             cursor.next().unwrap();
         }
+        let (mut bounded, mut seen) = (snapshot.cursor(TreeId::K), Vec::new());
+        bounded.until(&b);
+        let mut more = bounded.seek(&a).unwrap();
+        while more {
+            seen.push(bounded.key().to_vec());
+            more = bounded.next().unwrap();
+        }
+        let between = model.range(a.clone()..).take_while(|(key, _)| **key < b);
+        assert!(seen.iter().eq(between.map(|(key, _)| key)));
         cursor.seek_before(&a).unwrap();
         let mut before = model.range(..a.clone()).rev();
         for _ in 0..20 {

@@ -1,0 +1,126 @@
+//! Every interleaving of the engine's hand-overs, by loom: publication of views against readers and reclamation, the
+//! page cache, the published length of a chunk.
+//!
+//! The modules themselves are compiled here once more, with loom's locks, cells and reference counts in the place of
+//! the standard library's; no compiler flag is needed. Each model has a negative control: the same modules with one
+//! rule broken, which loom must find.
+
+#![allow(dead_code)]
+
+mod events;
+#[path = "../../src/mvcc/shards.rs"]
+mod shards;
+mod store;
+
+/// What the modules name in the place of `std::sync`.
+mod sync {
+    use std::cell::Cell;
+
+    pub use loom::sync::atomic::AtomicU64;
+    pub use loom::sync::{Arc, Mutex, MutexGuard};
+    pub use std::sync::atomic::Ordering;
+
+    thread_local! {
+        /// Negative control: nobody is ever woken. (All threads of a model run on one of the system.)
+        pub static DEAF: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub struct Condvar(loom::sync::Condvar);
+
+    impl Default for Condvar {
+        fn default() -> Condvar {
+            Condvar(loom::sync::Condvar::new())
+        }
+    }
+
+    impl Condvar {
+        pub fn wait<'a, T>(
+            &self,
+            guard: MutexGuard<'a, T>,
+        ) -> std::sync::LockResult<MutexGuard<'a, T>> {
+            self.0.wait(guard)
+        }
+
+        pub fn notify_all(&self) {
+            if !DEAF.get() {
+                self.0.notify_all();
+            }
+        }
+    }
+}
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use events::append_buf::{AppendBuf, Published};
+use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+
+fn model(f: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(f);
+}
+
+/// Whether some interleaving of a model fails.
+fn fails(f: impl Fn() + Sync + Send + 'static) -> bool {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let failed = catch_unwind(AssertUnwindSafe(|| model(f))).is_err();
+    std::panic::set_hook(hook);
+    failed
+}
+
+// --- the length of a chunk --------------------------------------------------------------------------------------------
+
+/// The owner appends on while a reader reads what was published to it.
+#[test]
+fn the_published_prefix_is_whole_while_the_owner_appends() {
+    model(|| {
+        let newest: Arc<Mutex<Option<Published>>> = Arc::new(Mutex::new(None));
+        let reader = {
+            let newest = newest.clone();
+            thread::spawn(move || {
+                let mut seen = 0;
+                for _ in 0..2 {
+                    let Some(published) = newest.lock().unwrap().clone() else {
+                        continue;
+                    };
+                    let bytes = published.as_slice();
+                    assert!(bytes.len() >= seen, "a length went back");
+                    assert!(bytes.iter().eq([1, 2, 3].iter().take(bytes.len())));
+                    seen = bytes.len();
+                }
+            })
+        };
+        let mut buf = AppendBuf::new(3);
+        for byte in 1..=3u8 {
+            assert!(buf.append(&[byte]));
+            *newest.lock().unwrap() = Some(buf.published());
+        }
+        assert!(!buf.append(&[4]), "there is no room");
+        reader.join().unwrap();
+        assert_eq!(buf.as_slice(), [1, 2, 3]);
+    });
+}
+
+/// Negative control: the length goes over without a hand-over that orders what lies below it.
+#[test]
+fn a_length_that_is_not_handed_over_is_found() {
+    assert!(fails(|| {
+        let cells = Arc::new(events::cells::Cells::new(1));
+        let len = Arc::new(AtomicUsize::new(0));
+        let reader = {
+            let (cells, len) = (cells.clone(), len.clone());
+            thread::spawn(move || {
+                let len = len.load(Ordering::Relaxed);
+                // SAFETY: none, that is the point; loom finds it.
+                unsafe { cells.read(len) };
+            })
+        };
+        // SAFETY: nothing is written twice.
+        unsafe { cells.write(0, &[1]) };
+        len.store(1, Ordering::Relaxed);
+        reader.join().unwrap();
+    }));
+}

@@ -1,0 +1,75 @@
+//! The store around its cache and its pins, as much of it as they see.
+
+use crate::sync;
+
+#[path = "../../src/store/cache.rs"]
+pub mod cache;
+mod models;
+#[path = "../../src/store/pins.rs"]
+pub mod pins;
+
+#[derive(Clone, Debug)]
+pub enum Error {
+    Closed,
+}
+
+pub fn lock<T: ?Sized>(mutex: &sync::Mutex<T>) -> sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+pub mod error {
+    pub type Result<T> = std::result::Result<T, super::Error>;
+}
+
+pub mod page {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+    pub struct Addr {
+        pub unit: u64,
+        pub birth: u64,
+    }
+}
+
+pub mod node {
+    use loom::cell::UnsafeCell;
+
+    /// A page whose memory is written when it is dropped, as the allocator does with it.
+    pub struct Node {
+        pub buf: [u8; 4],
+        bytes: UnsafeCell<u64>,
+    }
+
+    pub struct Page;
+
+    impl Node {
+        pub fn new(byte: u64) -> Node {
+            Node {
+                buf: [0; 4],
+                bytes: UnsafeCell::new(byte),
+            }
+        }
+
+        pub fn page(&self) -> Page {
+            Page
+        }
+
+        pub fn read(&self) -> u64 {
+            // SAFETY: loom checks that nobody writes meanwhile.
+            self.bytes.with(|byte| unsafe { *byte })
+        }
+    }
+
+    impl Page {
+        pub fn is_leaf(&self) -> bool {
+            true
+        }
+    }
+
+    impl Drop for Node {
+        fn drop(&mut self) {
+            // SAFETY: loom checks that nobody reads meanwhile.
+            self.bytes.with_mut(|byte| unsafe { *byte = u64::MAX });
+        }
+    }
+}
