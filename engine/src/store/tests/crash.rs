@@ -10,7 +10,7 @@ use simdisk::{Disk, Fault, OpKind};
 
 use super::*;
 
-fn sim_options(disk: &Disk) -> (StoreOptions, Arc<Mutex<Vec<String>>>) {
+pub(super) fn sim_options(disk: &Disk) -> (StoreOptions, Arc<Mutex<Vec<String>>>) {
     let (hook, lines) = fatal_lines();
     let options = StoreOptions {
         backend: IoBackend::Sim(disk.clone()),
@@ -25,11 +25,11 @@ fn sim_options(disk: &Disk) -> (StoreOptions, Arc<Mutex<Vec<String>>>) {
 
 /// What a script did before the disk went down.
 #[derive(Default)]
-struct Story {
+pub(super) struct Story {
     /// State of each checkpoint begun, by number; 0 is the empty store.
-    begun: BTreeMap<u64, Model>,
+    pub begun: BTreeMap<u64, Model>,
     /// The newest reported durable; none before the store was opened.
-    durable: Option<u64>,
+    pub durable: Option<u64>,
 }
 
 /// Breaks a rule on purpose.
@@ -83,7 +83,12 @@ fn script(disk: &Disk, seed: u64, rounds: u64, sabotage: Sabotage) -> Story {
     story
 }
 
-fn change(writer: &mut StoreWriter, rng: &mut StdRng, model: &mut Model, round: u64) -> Result<()> {
+pub(super) fn change(
+    writer: &mut StoreWriter,
+    rng: &mut StdRng,
+    model: &mut Model,
+    round: u64,
+) -> Result<()> {
     for _ in 0..12 {
         let key = vec![b'k', rng.gen_range(0..30)];
         if rng.gen_ratio(1, 3) {
@@ -118,7 +123,7 @@ fn change(writer: &mut StoreWriter, rng: &mut StdRng, model: &mut Model, round: 
 }
 
 /// Opens a disk as found after a crash and holds it against the story; the checkpoint it opened at.
-fn examine(disk: &Disk, story: &Story) -> std::result::Result<u64, String> {
+pub(super) fn examine(disk: &Disk, story: &Story) -> std::result::Result<u64, String> {
     let (options, _) = sim_options(disk);
     let (store, mut writer, recovered) =
         Store::open(options).map_err(|error| format!("does not open: {error}"))?;

@@ -4,6 +4,7 @@ mod basics;
 mod cache;
 mod crash;
 mod damage;
+mod faults;
 mod figures;
 mod golden;
 mod incarnation;

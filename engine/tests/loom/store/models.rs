@@ -12,7 +12,7 @@ use super::node::Node;
 use super::page::Addr;
 use super::pins::Pins;
 use crate::shards::Shards;
-use crate::{fails, model};
+use crate::{model, must_fail};
 
 // --- views ------------------------------------------------------------------------------------------------------------
 
@@ -100,7 +100,8 @@ fn views_are_published_whole_and_their_units_outlive_them() {
 
 #[test]
 fn reuse_of_a_unit_under_a_reader_is_found() {
-    assert!(fails(|| publication(Reuse::Early)));
+    let name = "store::models::reuse_of_a_unit_under_a_reader_is_found";
+    must_fail(name, "Causality violation", || publication(Reuse::Early));
 }
 
 // --- the cache --------------------------------------------------------------------------------------------------------
@@ -146,8 +147,9 @@ fn a_page_is_loaded_once_for_all_who_want_it() {
 
 #[test]
 fn a_lost_wake_up_of_those_who_wait_for_a_page_is_found() {
+    let name = "store::models::a_lost_wake_up_of_those_who_wait_for_a_page_is_found";
     crate::sync::DEAF.set(true);
-    assert!(fails(single_flight));
+    must_fail(name, "deadlock", single_flight);
 }
 
 /// The leader's load fails: who follows gets the error or tries again, and nobody waits for ever.
