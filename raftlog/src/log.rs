@@ -408,6 +408,7 @@ impl Log {
         if busy || self.sealed || self.fatal.is_poisoned() {
             return;
         }
+        self.queue.release();
         // Never spend the last segments on this.
         let fits = self.offset + BLOCK_BYTES as u64 <= usable(self.segment_bytes());
         if (fits || self.pool.ready() >= 2)

@@ -10,8 +10,10 @@ use std::io;
 
 /// The size of an arena buffer: the largest batch but for single larger entries.
 pub(crate) const ARENA_BYTES: usize = 1 << 20;
-/// Spare buffers kept for reuse: one in flight, one being filled, and slack for bursts.
+/// Buffers that are always there: one in flight, one being filled, and slack.
 pub(crate) const ARENA_BUFFERS: usize = 3;
+/// Spare buffers kept while bursts go on: fresh memory costs a page fault for each page.
+const SPARE_MAX: usize = 16;
 
 /// Records on their way to one durable write.
 pub(crate) struct Batch {
@@ -188,7 +190,9 @@ impl Queue {
 
     fn open_batch(&mut self, len: usize, state: &State) {
         // The smallest that will do: a large one was made for a record that fits nowhere else.
-        let fitting = (self.spare.iter().enumerate()).filter(|(_, b)| b.len() >= len);
+        // The one used last comes first: it is still in the processor's caches.
+        let latest = self.spare.iter().enumerate().rev();
+        let fitting = latest.filter(|(_, b)| b.len() >= len);
         let (at, _) = fitting
             .min_by_key(|(_, b)| b.len())
             .expect("memory was provided");
@@ -242,9 +246,18 @@ impl Queue {
         self.batches.iter().map(lowest).min().unwrap_or(u64::MAX)
     }
 
+    /// Gives the memory of bursts back.
+    pub fn release(&mut self) {
+        let mut others = 0;
+        self.spare.retain(|buffer| {
+            others += usize::from(buffer.slot.is_none());
+            buffer.slot.is_some() || others <= ARENA_BUFFERS
+        });
+    }
+
     /// Takes memory back for reuse.
     pub fn reuse(&mut self, buffer: Buffer) {
-        let wanted = buffer.slot.is_some() || self.spare.len() < ARENA_BUFFERS;
+        let wanted = buffer.slot.is_some() || self.spare.len() < SPARE_MAX;
         if wanted && buffer.len() == ARENA_BYTES {
             self.spare.push(buffer);
         }
