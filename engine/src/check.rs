@@ -359,9 +359,12 @@ impl Checker<'_> {
                 Ok(ControlFlow::Continue(()))
             })?;
         let from = meta.compact_revision.max(2);
+        // A loaded state has its history behind the compact revision, not from it on.
+        let loaded = meta.revision == meta.compact_revision && first.is_none();
         ensure!(
             meta.revision < from
-                || (first.is_some_and(|f| f.main <= from)
+                || loaded
+                || (first.is_some_and(|f| f.main <= from + 1)
                     && last.is_some_and(|l| l.main == meta.revision)),
             "history is {first:?} to {last:?}, not {from} to {}",
             meta.revision

@@ -33,6 +33,7 @@ mod scrub;
 mod source;
 pub(crate) mod store;
 mod sync;
+mod transfer;
 mod types;
 
 #[cfg(test)]
@@ -41,6 +42,7 @@ mod tests;
 pub use check::{CheckReport, FileReport};
 pub use mvcc::{Engine, EventRef, Published, Txn, View, Writer};
 pub use store::{FatalHook, IoBackend};
+pub use transfer::Version;
 pub use types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, EventKind, EventsEnd, HashKv,
     KeyRange, KeyValue, KvRef, KvVisitor, Options, RecordVisitor, Result, Revision, ScrubReport,

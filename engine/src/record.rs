@@ -156,6 +156,14 @@ impl Links<'_> {
     }
 }
 
+/// The owner written into the run of a value, beside the key.
+pub(crate) fn value_owner(rev: Revision) -> [u8; 16] {
+    let mut owner = [0; 16];
+    owner[..8].copy_from_slice(&(rev.main as u64).to_be_bytes());
+    owner[8..].copy_from_slice(&(rev.sub as u64).to_be_bytes());
+    owner
+}
+
 /// Encodes a K entry's value; the flags to store with it are returned.
 pub(crate) fn encode_record(
     rev: Revision,

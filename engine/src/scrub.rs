@@ -142,6 +142,17 @@ impl Drop for Scrubber {
     }
 }
 
+/// A whole pass.
+pub(crate) fn read_all(store: &Store) -> ScrubReport {
+    let desk = Desk::default();
+    let (mut place, mut known) = (ScrubPlace::default(), BTreeSet::new());
+    while desk.report().passes == 0 {
+        let done = slice(store, &mut place, SLICE_BYTES);
+        desk.note(done, store.durable_bytes(), &mut known);
+    }
+    desk.report()
+}
+
 fn serve(desk: &Desk, store: &Store, rate: u64, pause: Duration, hook: Option<&FatalHook>) {
     let mut place = ScrubPlace::default();
     let mut known = BTreeSet::new();

@@ -142,6 +142,11 @@ impl EventLog {
         self.open.as_ref().map(|open| open.first)
     }
 
+    /// The last event of the open chunk.
+    pub(crate) fn last(&self) -> Option<Revision> {
+        self.open.as_ref().map(|open| open.last)
+    }
+
     /// Appends one event, sealing the open chunk first when it is full.
     pub(crate) fn append(
         &mut self,

@@ -201,6 +201,12 @@ impl Engine {
         lock(&self.shared.durable).previous
     }
 
+    /// Reads and verifies, at once and at full speed, all that the newest durable checkpoint reaches, and goes on behind
+    /// what is damaged. Slow; for tools.
+    pub fn read_all(&self) -> ScrubReport {
+        scrub::read_all(&self.shared.store)
+    }
+
     /// How far the scrubber is, and what it found.
     pub fn scrub_report(&self) -> ScrubReport {
         self.shared.scrub.report()

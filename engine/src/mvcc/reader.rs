@@ -151,6 +151,24 @@ impl<'a, S: Source> Reader<'a, S> {
         Ok(())
     }
 
+    /// Hands key and revision of every version that is live at `at` to `f`, in key order.
+    pub(crate) fn visit_versions(&self, at: i64, f: &mut dyn FnMut(&[u8], Revision)) -> Result<()> {
+        let at = self.resolve(at)?;
+        let mut cursor = self.src.cursor(TreeId::K, at.is_none());
+        let mut cache = ChunkCache::default();
+        cursor.seek(&[])?;
+        while cursor.valid() {
+            let record = decode_record(cursor.flags(), cursor.value())?;
+            match self.pick(cursor.key(), &record, at, &mut cache)? {
+                Picked::Nothing => {}
+                Picked::Newest(_) => f(cursor.key(), record.rev),
+                Picked::Older(old) => f(cursor.key(), old.rev),
+            }
+            cursor.next()?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn visit_rev(
         &self,
         range: &KeyRange,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::events::chunk::Prev;
 use crate::events::scan::OldVersion;
-use crate::record::{Anchors, Live, ValueRef, decode_record, encode_record};
+use crate::record::{Anchors, Live, ValueRef, decode_record, encode_record, value_owner};
 use crate::source::{LIVE, RunKind, TreeId};
 use crate::types::{Error, Event, EventKind, KeyRange, KeyValue, KvVisitor, Result, Revision};
 
@@ -35,6 +35,42 @@ impl<'w> Txn<'w> {
             sub: 0,
             failed: false,
         }
+    }
+
+    /// Applies one change that happened elsewhere, at the place it had there.
+    pub(crate) fn replay(
+        writer: &mut Writer,
+        kind: EventKind,
+        rev: Revision,
+        kv: &KeyValue,
+    ) -> Result<()> {
+        let mut txn = Txn {
+            writer,
+            main: rev.main,
+            sub: rev.sub,
+            failed: false,
+        };
+        let old = txn.old(&kv.key)?;
+        let new = match kind {
+            EventKind::Put => Some(NewVersion {
+                create: kv.create_revision,
+                version: kv.version,
+                lease: kv.lease,
+                value: &kv.value,
+            }),
+            EventKind::Delete => None,
+        };
+        if new.is_none() && old.as_ref().is_none_or(|old| old.live.is_none()) {
+            txn.sub = 0;
+            return Err(Error::Invalid(format!(
+                "{:?}, deleted at {}.{}, does not live",
+                kv.key, rev.main, rev.sub
+            )));
+        }
+        txn.writer.pending.overflow = true;
+        txn.guarded(|txn| txn.change(&kv.key, old, new.as_ref(), false))?;
+        txn.finish();
+        Ok(())
     }
 
     /// The revision before this request.
@@ -388,9 +424,7 @@ impl Writer {
         live.value = if self.scratch.len() + new.value.len() <= self.inline_max {
             ValueRef::Inline(new.value)
         } else {
-            let mut owner = [0; 16];
-            owner[..8].copy_from_slice(&(rev.main as u64).to_be_bytes());
-            owner[8..].copy_from_slice(&(rev.sub as u64).to_be_bytes());
+            let owner = value_owner(rev);
             let bytes = new.value.clone();
             ValueRef::Run(self.store.write_run(RunKind::Value, key, owner, bytes)?)
         };

@@ -2,8 +2,9 @@
 //! touched; reading needs nothing but a root.
 //!
 //! Shape: leaves hold entries, inner pages hold for every child the least key that may lie in it (the first child has
-//! none), its address and its number of live entries. A page that overflows is divided in two; a page below a third
-//! is merged with a neighbour when both fit in nine tenths; an empty page is dropped. The root has two children at
+//! none), its address and its number of live entries. A page that overflows is divided in two; a page that
+//! deletes leave less than 65 % full is merged with a neighbour when both fit in nine tenths, or a leaf with two
+//! neighbours to make two; an empty page is dropped. So under random inserts and deletes pages are 65 % full on average. The root has two children at
 //! least, or is a leaf.
 
 use std::sync::{Arc, OnceLock};
@@ -16,6 +17,9 @@ use super::page::{Addr, Child, NO_CHILD, StoredKey, common};
 use super::pages::Pages;
 use super::space::Space;
 use super::types::{LIVE, RunRef};
+
+/// A page less full than this looks whether it can give its entries to its neighbours.
+const FULL_ENOUGH_PERCENT: usize = 65;
 
 /// Longest key the trees take.
 pub(super) const KEY_BYTES_MAX: usize = 64 << 20;
@@ -318,7 +322,7 @@ impl Tree<'_> {
         }
     }
 
-    fn check_sizes(&self, key: &[u8], value: &[u8]) -> Result<()> {
+    pub fn check_sizes(&self, key: &[u8], value: &[u8]) -> Result<()> {
         let value_max = self.space.pages().geo.value_max;
         for (what, bytes, bytes_max) in [
             ("a key", key.len(), KEY_BYTES_MAX),
@@ -603,16 +607,88 @@ impl Tree<'_> {
             self.drop_slot(node, i, true);
             return Ok(());
         }
-        if used >= self.space.pages().geo.capacity() / 3 {
+        let capacity = self.space.pages().geo.capacity();
+        if used >= capacity * FULL_ENOUGH_PERCENT / 100 {
             return Ok(());
         }
+        // What is not in memory is worth reading only for a page that is nearly empty.
+        let read = used < capacity / 3;
         let n = node.page().len();
         for left in [Some(i), i.checked_sub(1)].into_iter().flatten() {
-            if left + 1 < n && self.merge(node, left)? {
-                break;
+            if left + 1 < n && self.at_hand(node, left, 2, read) && self.merge(node, left)? {
+                return Ok(());
+            }
+        }
+        let windows = [i.checked_sub(1), Some(i), i.checked_sub(2)];
+        for left in windows.into_iter().flatten() {
+            if node.page().level() == 1
+                && left + 2 < n
+                && self.at_hand(node, left, 3, read)
+                && self.merge_three(node, left)?
+            {
+                return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// Whether these children can be had without reading, or are to be read.
+    fn at_hand(&self, node: &Node, from: usize, count: usize, read: bool) -> bool {
+        let cache = &self.space.pages().cache;
+        read || (from..from + count)
+            .all(|i| node.kid(i).is_some() || cache.peek(node.page().child(i).addr).is_some())
+    }
+
+    /// Makes two leaves of children `left` to `left + 2` when they fit in nine tenths of two, and the key between the
+    /// two fits the page.
+    fn merge_three(&mut self, node: &mut Node, left: usize) -> Result<bool> {
+        let limit = self.space.pages().geo.capacity() / 10 * 9;
+        let mut cells = Cells::new(true);
+        let mut used = 0;
+        for i in left..left + 3 {
+            let child = child_of(self.space.pages(), node, i)?;
+            used += child.page().used();
+            if used > 2 * limit + child.page().prefix().len() {
+                return Ok(false);
+            }
+            cells.append(&child);
+        }
+        let Some(at) = cells.split_at(limit, false) else {
+            return Ok(false);
+        };
+        let key = self.separator(&cells, at, 0)?;
+        let page = node.page();
+        let freed: usize = [left + 1, left + 2]
+            .iter()
+            .map(|i| page.slot_bytes(*i))
+            .sum();
+        let room = self.space.pages().geo.capacity() - page.used() + freed;
+        let fits = key.bytes.starts_with(page.prefix())
+            && page.child_bytes(key.bytes.len() - page.prefix().len(), key.long.is_some()) <= room;
+        if !fits {
+            if let Some(run) = key.long {
+                self.space.free_run(run);
+            }
+            return Ok(false);
+        }
+        let first = self.build(&cells, 0, 0, at);
+        let second = self.build(&cells, 0, at, cells.len());
+        for i in left..left + 3 {
+            let child = take_child(node, i);
+            self.space.retire(&child);
+        }
+        self.drop_slot(node, left + 2, true);
+        self.drop_slot(node, left + 1, true);
+        let first = self.space.adopt(first);
+        put_child(node, left, Kid::Mem(first));
+        let second = self.space.adopt(second);
+        let child = in_memory(&second);
+        let inserted = node.page_mut().inner_insert(left + 1, key.stored(), child);
+        assert!(inserted, "its room was counted");
+        let live = node.page().live() + child.live;
+        node.page_mut().set_live(live);
+        node.add_kid(left + 1, second);
+        Ok(true)
     }
 
     /// Removes a child's slot. `free_key`: the key that goes with it is not kept elsewhere.

@@ -155,7 +155,7 @@ impl Cells {
     }
 
     /// Bytes that slots `from..to` take in a page of their own, prefix truncation aside.
-    fn plain(&self, i: usize, keyed: bool) -> usize {
+    pub fn plain(&self, i: usize, keyed: bool) -> usize {
         let cell = &self.cells[i];
         let key = if keyed {
             cell.key.1 - cell.key.0

@@ -46,7 +46,7 @@ pub(super) struct Job {
 }
 
 /// Why a checkpoint did not come to be.
-enum Stop {
+pub(super) enum Stop {
     NoSpace,
     Fatal(String),
 }
@@ -109,6 +109,7 @@ pub(super) fn run(shared: &Shared, job: Job) {
             JobDone {
                 result: Ok(()),
                 dropped: Vec::new(),
+                added: Vec::new(),
                 runs,
             }
         }
@@ -127,6 +128,7 @@ pub(super) fn run(shared: &Shared, job: Job) {
             JobDone {
                 result,
                 dropped: job.frozen.dropped.clone(),
+                added: job.frozen.added.clone(),
                 runs: Vec::new(),
             }
         }
@@ -164,7 +166,7 @@ impl Drop for PanicIsFatal<'_> {
     }
 }
 
-const ARENA_BYTES: usize = 1 << 20;
+pub(super) const ARENA_BYTES: usize = 1 << 20;
 
 /// Pages taken from the allocator at a time.
 const PAGES_AT_ONCE: usize = 64;
@@ -221,6 +223,7 @@ impl<'a> Output<'a> {
             (durable.map.clone(), 1 - durable.slot)
         };
         let mut added = self.taken.clone();
+        added.extend(&job.frozen.added);
         added.extend(job.frozen.runs.iter().map(|run| Extent {
             unit: run.run.unit,
             units: run.run.units,
@@ -424,27 +427,14 @@ impl<'a> Output<'a> {
             .iter()
             .map(|(at, range)| (*at, &self.arena[range.clone()]))
             .collect();
-        let bytes = Self::write(self.shared, &writes)?;
+        let bytes = write(self.shared, &writes)?;
         self.bytes += bytes;
         Ok(())
     }
 
     fn write_pieces(&mut self, writes: &[(u64, &[u8])]) -> Result<(), Stop> {
-        self.bytes += Self::write(self.shared, writes)?;
+        self.bytes += write(self.shared, writes)?;
         Ok(())
-    }
-
-    fn write(shared: &Shared, writes: &[(u64, &[u8])]) -> Result<u64, Stop> {
-        if writes.is_empty() {
-            return Ok(0);
-        }
-        make_room(shared)?;
-        shared
-            .pages
-            .file
-            .write_many(writes)
-            .map_err(|error| stop("writing pages", &error))?;
-        Ok(writes.iter().map(|(_, bytes)| bytes.len() as u64).sum())
     }
 
     // --- ends ----------------------------------------------------------------------------------------------------
@@ -489,6 +479,20 @@ impl<'a> Output<'a> {
             .drain(..)
             .for_each(|extent| alloc.give_back(extent));
     }
+}
+
+/// Writes pieces to units that were taken; how many bytes.
+pub(super) fn write(shared: &Shared, writes: &[(u64, &[u8])]) -> Result<u64, Stop> {
+    if writes.is_empty() {
+        return Ok(0);
+    }
+    make_room(shared)?;
+    shared
+        .pages
+        .file
+        .write_many(writes)
+        .map_err(|error| stop("writing pages", &error))?;
+    Ok(writes.iter().map(|(_, bytes)| bytes.len() as u64).sum())
 }
 
 /// Makes the file long enough for all units taken so far, and a reserve longer than that if the disk has room. Out of

@@ -38,6 +38,8 @@ pub enum Error {
         bytes: usize,
         bytes_max: usize,
     },
+    /// A bulk load was begun or fed against its rules.
+    Order(&'static str),
     /// The checkpoint waited for will not come: the store was closed.
     Closed,
 }
@@ -109,6 +111,7 @@ impl fmt::Display for Error {
                 f,
                 "{what} of {bytes} bytes is over the limit of {bytes_max}"
             ),
+            Error::Order(what) => f.write_str(what),
             Error::Closed => f.write_str("the store was closed"),
         }
     }

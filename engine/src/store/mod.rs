@@ -29,6 +29,7 @@
 
 mod alloc;
 mod btree;
+pub(crate) mod bulk;
 mod cache;
 mod cells;
 mod check;

@@ -318,6 +318,16 @@ impl<'a> Page<'a> {
         self.fixed() + s.klen + if s.long { RunRef::BYTES } else { 0 } + value
     }
 
+    /// Bytes that slot `i` and its cell take.
+    pub fn slot_bytes(self, i: usize) -> usize {
+        SLOT + self.cell_len(i)
+    }
+
+    /// Bytes that a child with a key of this length behind the prefix takes.
+    pub fn child_bytes(self, suffix: usize, long: bool) -> usize {
+        SLOT + INNER_CELL + suffix + if long { RunRef::BYTES } else { 0 }
+    }
+
     /// The key of slot `i` without the prefix; of a long key its head only.
     #[inline]
     pub fn suffix(self, i: usize) -> &'a [u8] {

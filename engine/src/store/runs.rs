@@ -11,6 +11,7 @@
 
 use bytes::Bytes;
 
+use super::error::{Error, Result};
 use super::page::{Addr, Geometry, KIND_RUN, get_u32, get_u64, put_u32, put_u64};
 use super::types::{RunKind, RunRef};
 
@@ -33,6 +34,20 @@ pub(super) fn contents_crc(seed: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(bytes);
     hasher.finalize()
+}
+
+/// Refuses lengths that no run may have.
+pub(super) fn check_sizes(owner_key: usize, contents: usize) -> Result<()> {
+    for (what, bytes) in [("a run", contents), ("the owner of a run", owner_key)] {
+        if bytes > RUN_BYTES_MAX {
+            return Err(Error::TooLarge {
+                what,
+                bytes,
+                bytes_max: RUN_BYTES_MAX,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Units that a run of these lengths takes.
@@ -117,7 +132,7 @@ pub(super) fn check(
     image: &[u8],
     run: RunRef,
     seed: u32,
-) -> Result<std::ops::Range<usize>, String> {
+) -> std::result::Result<std::ops::Range<usize>, String> {
     let len = run.len as usize;
     if image.len() != run.units as usize * geo.unit_bytes || image.len() < RUN_HEADER {
         return Err(format!("a run of {} bytes in {} units", run.len, run.units));

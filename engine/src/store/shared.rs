@@ -40,6 +40,8 @@ pub(super) struct JobDone {
     pub result: Result<()>,
     /// Of a failed one: what it was to drop.
     pub dropped: Vec<Extent>,
+    /// Of a failed one: what was written for it before.
+    pub added: Vec<Extent>,
     /// Of a successful one: first units of the runs it wrote.
     pub runs: Vec<u64>,
 }

@@ -21,12 +21,12 @@ use bytes::Bytes;
 
 use super::alloc::Extent;
 use super::btree::{Kid, Root};
-use super::error::{Error, Result};
+use super::error::Result;
 use super::lock;
 use super::node::Node;
 use super::page::PageMut;
 use super::pages::Pages;
-use super::runs::{self, MemRun, RUN_BYTES_MAX};
+use super::runs::{self, MemRun};
 use super::shared::{JobDone, Shared};
 use super::types::{RunKind, RunRef};
 
@@ -41,6 +41,8 @@ struct Unwritten {
 /// What a checkpoint takes with it.
 pub(super) struct Frozen {
     pub dropped: Vec<Extent>,
+    /// Units that were written already.
+    pub added: Vec<Extent>,
     pub runs: Vec<Arc<MemRun>>,
 }
 
@@ -63,8 +65,19 @@ pub(super) struct Space {
     frozen_pages: usize,
     unwritten: BTreeMap<u64, Unwritten>,
     unwritten_bytes: usize,
+    /// Units of bulk loads, written and in no checkpoint, with the publish number that shows them.
+    prewritten: Vec<(u64, Extent)>,
     /// Number of the checkpoint that will write what is made now.
     birth: u64,
+}
+
+/// Takes out what belongs to publish numbers up to this one.
+fn up_to(list: &mut Vec<(u64, Extent)>, publish: u64) -> Vec<Extent> {
+    let (now, later): (Vec<_>, Vec<_>) = std::mem::take(list)
+        .into_iter()
+        .partition(|(made, _)| *made <= publish);
+    *list = later;
+    now.into_iter().map(|(_, extent)| extent).collect()
 }
 
 impl Space {
@@ -82,6 +95,7 @@ impl Space {
             frozen_pages: 0,
             unwritten: BTreeMap::new(),
             unwritten_bytes: 0,
+            prewritten: Vec::new(),
             birth,
         }
     }
@@ -189,18 +203,7 @@ impl Space {
         below: u64,
     ) -> Result<Option<RunRef>> {
         let pages = &self.shared.pages;
-        for (what, len) in [
-            ("a run", bytes.len()),
-            ("the owner of a run", owner_key.len()),
-        ] {
-            if len > RUN_BYTES_MAX {
-                return Err(Error::TooLarge {
-                    what,
-                    bytes: len,
-                    bytes_max: RUN_BYTES_MAX,
-                });
-            }
-        }
+        runs::check_sizes(owner_key.len(), bytes.len())?;
         let units = runs::units(&pages.geo, owner_key.len(), bytes.len());
         let Some(extent) = lock(&self.shared.alloc).take_below(units, below) else {
             return Ok(None);
@@ -261,6 +264,13 @@ impl Space {
         )
     }
 
+    /// Notes units that a bulk load has written: the next checkpoint takes them in as they are.
+    pub fn add_written(&mut self, extents: Vec<Extent>) {
+        let made = self.made;
+        self.prewritten
+            .extend(extents.into_iter().map(|extent| (made, extent)));
+    }
+
     // --- publish and checkpoint ----------------------------------------------------------------------------------
 
     /// Ends the current publish number: its pages never change again.
@@ -282,11 +292,8 @@ impl Space {
         self.frozen = Some(publish);
         self.frozen_pages = std::mem::take(&mut self.published_pages);
         self.birth += 1;
-        let (now, later) = std::mem::take(&mut self.dropped)
-            .into_iter()
-            .partition(|(made, _)| *made <= publish);
-        self.dropped = later;
-        let now: Vec<(u64, Extent)> = now;
+        let dropped = up_to(&mut self.dropped, publish);
+        let added = up_to(&mut self.prewritten, publish);
         let mut runs = Vec::new();
         let bytes = &mut self.unwritten_bytes;
         let pages = &self.shared.pages;
@@ -303,7 +310,8 @@ impl Space {
             true
         });
         Frozen {
-            dropped: now.into_iter().map(|(_, extent)| extent).collect(),
+            dropped,
+            added,
             runs,
         }
     }
@@ -317,8 +325,10 @@ impl Space {
         if done.result.is_err() {
             // Its pages are as unwritten as before; what it was to drop waits for the next one.
             self.published_pages += frozen_pages - frozen_replaced;
-            self.dropped
-                .extend(done.dropped.into_iter().map(|extent| (frozen, extent)));
+            let again =
+                |extents: Vec<Extent>| extents.into_iter().map(move |extent| (frozen, extent));
+            self.dropped.extend(again(done.dropped));
+            self.prewritten.extend(again(done.added));
         } else {
             let replaced = std::mem::take(&mut self.replaced);
             let (written, unwritten) = replaced

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 
 use super::btree::{Root, Tree};
+use super::bulk::Bulk;
 use super::checkpoint::{self, Job};
 use super::cursor::Cursor;
 use super::defrag::{self, TailRun};
@@ -236,6 +237,16 @@ impl StoreWriter {
             id: tree as u8,
         };
         tree.remove(root, key)
+    }
+
+    /// Begins to load an empty tree with sorted entries. `CheckpointRunning` while a checkpoint is being written.
+    pub fn bulk(&mut self, tree: TreeId) -> Result<Bulk<'_>> {
+        self.shared().check_poison()?;
+        if self.checkpoint_running() {
+            return Err(Error::CheckpointRunning);
+        }
+        self.settle();
+        Bulk::new(&mut self.space, &mut self.roots[tree as usize], tree as u8)
     }
 
     /// Stores bytes too long for a tree. Readable at once; durable with the next checkpoint of a state published

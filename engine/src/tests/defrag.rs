@@ -2,6 +2,7 @@
 //! nothing that can be read changes.
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -74,6 +75,9 @@ impl Run {
 
     fn checkpoint(&mut self) {
         self.publish();
+        while self.writer.store.checkpoint_running() {
+            std::thread::yield_now();
+        }
         let number = self
             .writer
             .checkpoint()
@@ -96,6 +100,14 @@ impl Run {
         };
         let value = vec![self.rng.r#gen(); bytes];
         let mut txn = self.writer.txn();
+        txn.put(name.into(), value.into(), 0).expect("puts");
+        txn.finish();
+    }
+
+    fn put_sized(&mut self, key: u32, bytes: usize) {
+        let name = format!("key{:010}", key.wrapping_mul(2_654_435_761));
+        let mut txn = self.writer.txn();
+        let value = vec![key as u8; bytes];
         txn.put(name.into(), value.into(), 0).expect("puts");
         txn.finish();
     }
@@ -244,4 +256,117 @@ fn under_churn_the_file_shrinks_by_itself() {
     // Negative control.
     let worst = churn(100);
     assert!(worst > 20, "{worst} % of the file are free");
+}
+
+/// Batches of 100 puts with their publication: what each took, in microseconds, sorted.
+struct Batches(Vec<u64>);
+
+impl Batches {
+    fn run(run: &mut Run, batches: usize, keys: u32, mut between: impl FnMut(&mut Run)) -> Batches {
+        let mut took = Vec::new();
+        for batch in 0..batches {
+            let began = Instant::now();
+            for _ in 0..100 {
+                let key = run.rng.gen_range(0..keys);
+                run.put_sized(key, 256);
+            }
+            run.publish();
+            between(run);
+            took.push(began.elapsed().as_micros() as u64);
+            if run.writer.dirty_bytes() > 48 << 20 || batch % 500 == 499 {
+                // As the server: it does not wait for one unless the next is due.
+                let _ = run.writer.checkpoint().expect("begins");
+            }
+        }
+        took.sort_unstable();
+        Batches(took)
+    }
+
+    fn say(&self, what: &str) {
+        let at = |part: f64| self.0[((self.0.len() - 1) as f64 * part) as usize];
+        println!(
+            "{what}: p50 {} p99 {} p99.9 {} most {} µs for 100 puts",
+            at(0.5),
+            at(0.99),
+            at(0.999),
+            at(1.0)
+        );
+    }
+}
+
+/// Figures, printed and never judged: with `QUORATE_KEYS=1000000` in release mode and `--nocapture`. The default is a
+/// smoke run of the same code.
+#[test]
+fn figures() {
+    let keys = std::env::var("QUORATE_KEYS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(4000);
+    let batches = (keys as usize / 100).clamp(40, 5000);
+    let mut run = Run::new(|options| {
+        let defaults = Options::new(options.dir.clone());
+        *options = Options {
+            cache_bytes: 256 << 20,
+            ..defaults
+        };
+    });
+    for key in 0..keys {
+        run.put_sized(key, 256);
+        if key % 100 == 99 {
+            run.publish();
+        }
+        if run.writer.dirty_bytes() > 48 << 20 {
+            let _ = run.writer.checkpoint().expect("begins");
+        }
+    }
+    run.checkpoint();
+    Batches::run(&mut run, batches, keys, |_| {}).say("quiet");
+    // The first two digits of the numbers are 00 to 42.
+    for start in 0..43u8 {
+        if start % 2 == 0 {
+            run.delete_between(start, start + 1);
+            run.publish();
+        }
+    }
+    let compact_to = run.writer.revision();
+    run.writer.compact(compact_to).expect("compacts");
+    while run.writer.compact_step(Budget::default()).expect("steps") == CompactProgress::More {}
+    run.checkpoint();
+    println!("half deleted: {:?}", run.file_and_use());
+    run.writer.shrink();
+    let (mut slices, mut slowest) = (0u64, 0u64);
+    let mut most = 0;
+    Batches::run(&mut run, batches, keys / 8, |run| {
+        let began = Instant::now();
+        let _ = run.writer.compact(run.writer.revision() - 50_000);
+        run.writer.compact_step(Budget::default()).expect("steps");
+        run.writer.defragment_step(128 << 10).expect("steps");
+        let took = began.elapsed().as_micros() as u64;
+        slices += 1;
+        slowest = slowest.max(took);
+        most += took;
+        if !run.writer.store.checkpoint_running() && run.writer.shrinking() {
+            let _ = run.writer.checkpoint().expect("begins");
+        }
+    })
+    .say("with defragmentation, compaction and checkpoints");
+    println!(
+        "slices of both: {} µs on average, slowest {slowest} µs",
+        most / slices.max(1)
+    );
+    let began = Instant::now();
+    let mut checkpoints = 0;
+    while run.writer.shrinking() && checkpoints < 10_000 {
+        while run.writer.defragment_step(128 << 10).expect("steps") {}
+        run.checkpoint();
+        checkpoints += 1;
+    }
+    let (file, used) = run.file_and_use();
+    println!(
+        "then {checkpoints} checkpoints in {:?}: file {file}, in use {used}: {:.2}; {:?}",
+        began.elapsed(),
+        file as f64 / used as f64,
+        run.engine.stats()
+    );
+    run.engine.check_file().expect("sound");
 }

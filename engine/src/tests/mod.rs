@@ -5,3 +5,4 @@ mod defrag;
 mod model;
 mod random;
 mod scrub;
+mod transfer;

@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod faults;
 mod figures;
+mod fill;
 mod golden;
 mod incarnation;
 mod memory;
