@@ -112,7 +112,15 @@ pub fn claim(layout: &Layout) -> Result<DataDirLock, String> {
 fn claim_syncing(layout: &Layout, sync: SyncDir<'_>) -> Result<DataDirLock, String> {
     refuse_foreign(layout)?;
     create_dir(&layout.member, sync)?;
-    let path = layout.member.join("lock");
+    let lock = lock_member(&layout.member)?;
+    create_dir(&layout.log, sync)?;
+    create_dir(&layout.store, sync)?;
+    Ok(lock)
+}
+
+/// Takes the lock of `<data-dir>/member`, which is there.
+pub fn lock_member(member: &Path) -> Result<DataDirLock, String> {
+    let path = member.join("lock");
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -132,7 +140,7 @@ fn claim_syncing(layout: &Layout, sync: SyncDir<'_>) -> Result<DataDirLock, Stri
         };
         return Err(format!(
             "the data directory {} is in use by another process{holder}: {} is locked",
-            layout.member.display(),
+            member.display(),
             path.display()
         ));
     }
@@ -140,8 +148,6 @@ fn claim_syncing(layout: &Layout, sync: SyncDir<'_>) -> Result<DataDirLock, Stri
     let _ = file
         .set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()));
-    create_dir(&layout.log, sync)?;
-    create_dir(&layout.store, sync)?;
     Ok(DataDirLock { _file: file })
 }
 

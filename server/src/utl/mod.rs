@@ -5,6 +5,7 @@
 //! 2. Results go to standard output, everything else to standard error. It ends with 0 if what was asked
 //!    for is so, and with 1 otherwise; a command line that makes no sense ends with 2.
 
+mod check;
 mod wal;
 
 use clap::{Parser, Subcommand};
@@ -26,6 +27,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Reads the whole tree file and says whether it is sound.
+    Check(check::Check),
     /// The write-ahead log.
     #[command(subcommand)]
     Wal(wal::Wal),
@@ -78,6 +81,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let stdout = io::stdout();
     let mut out = io::BufWriter::new(stdout.lock());
     let done = match parsed.command {
+        Command::Check(arguments) => check::run(arguments, &mut out),
         Command::Wal(command) => wal::run(command, &mut out),
     };
     match done.and_then(|()| Ok(out.flush()?)) {
