@@ -274,6 +274,7 @@ impl Batches {
             between(run);
             took.push(began.elapsed().as_micros() as u64);
             if run.writer.dirty_bytes() > 48 << 20 || batch % 500 == 499 {
+                run.publish();
                 // As the server: it does not wait for one unless the next is due.
                 let _ = run.writer.checkpoint().expect("begins");
             }
@@ -316,6 +317,7 @@ fn figures() {
             run.publish();
         }
         if run.writer.dirty_bytes() > 48 << 20 {
+            run.publish();
             let _ = run.writer.checkpoint().expect("begins");
         }
     }
@@ -346,6 +348,7 @@ fn figures() {
         slowest = slowest.max(took);
         most += took;
         if !run.writer.store.checkpoint_running() && run.writer.shrinking() {
+            run.publish();
             let _ = run.writer.checkpoint().expect("begins");
         }
     })
