@@ -1,67 +1,95 @@
 //! What the network layer costs by itself: a call that is answered at once, over one network thread.
 //!
 //! `cargo run --release --example echo -- [seconds]` prints, for several numbers of connections and calls
-//! in flight on each, the CPU time of the network thread per call, once for the HTTP/2 library with an
+//! in flight on each, the CPU time of the network thread per call, once for HTTP/2 alone with an
 //! answer made of constants (`bare`) and once for the whole gRPC layer (`grpc`); before that, the memory of
 //! an idle connection. The client runs in
 //! the same process on another thread, so only the time of the thread `net-0` counts.
 
+use ::http::request::Parts;
 use ::http::{Request, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::SendRequest;
-use http_body::Body as _;
-use hyper::body::Incoming;
 use prost::Message;
 use quorate::api::RequestCtx;
 use quorate::config::urls::Endpoint;
 use quorate::grpc::{self, Learner, Router};
 use quorate::metrics::{Metrics, Options};
-use quorate::net::{App, Body, Connection, Role, Server, Settings, Threads, bind};
+use quorate::net::h2::Head;
+use quorate::net::{
+    Answer, App, Body, Connection, Exchange, Role, Server, Settings, Threads, bind,
+};
 use quorate::status::Status;
 use quorate_proto::etcdserverpb as pb;
-use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// Reads the request, looks at nothing and answers with constants.
 struct Bare(Bytes);
 
+struct BareCall {
+    body: Bytes,
+    ended: bool,
+}
+
+impl Exchange for BareCall {
+    fn data(&mut self, _: &[u8], end: bool) {
+        self.ended |= end;
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>, answer: &mut Answer<'_>) -> Poll<()> {
+        if !self.ended {
+            return Poll::Pending;
+        }
+        let headers = b"\x88\x0f\x10\x10application/grpc";
+        let trailers = b"\0\x0bgrpc-status\x010";
+        assert!(answer.whole(headers, &[&self.body], trailers), "is small");
+        Poll::Ready(())
+    }
+}
+
 impl App for Bare {
-    async fn call(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        _: Arc<Connection>,
-    ) -> Response<Body> {
-        let mut body = request.into_body();
-        while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
-        let mut trailers = ::http::HeaderMap::with_capacity(1);
-        trailers.insert("grpc-status", ::http::HeaderValue::from_static("0"));
-        let mut response = Response::new(Body::Trailed {
-            head: Some(self.0.clone()),
-            tail: Default::default(),
-            trailers: Some(Box::new(trailers)),
-        });
-        response.headers_mut().insert(
-            ::http::header::CONTENT_TYPE,
-            ::http::HeaderValue::from_static("application/grpc"),
-        );
-        response
+    type Route = ();
+    type Exchange = BareCall;
+
+    async fn http(self: Arc<Self>, _: Parts, _: Role) -> Response<Body> {
+        Response::new(Body::empty())
+    }
+
+    fn route(&self, _: &Head<'_>, _: Role) {}
+
+    fn begin(self: &Arc<Self>, (): &(), _: &Arc<Connection>) -> BareCall {
+        BareCall {
+            body: self.0.clone(),
+            ended: false,
+        }
     }
 }
 
 /// One unary method behind the whole layer.
-struct Echo(Arc<Router>);
+struct Echo(Router);
 
 impl App for Echo {
-    async fn call(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        connection: Arc<Connection>,
-    ) -> Response<Body> {
-        grpc::call(self.0.clone(), request, connection).await
+    type Route = grpc::Route;
+    type Exchange = grpc::Exchange;
+
+    async fn http(self: Arc<Self>, _: Parts, _: Role) -> Response<Body> {
+        Response::new(Body::empty())
+    }
+
+    fn route(&self, head: &Head<'_>, _: Role) -> grpc::Route {
+        grpc::Route::new(&self.0, head)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        route: &grpc::Route,
+        connection: &Arc<Connection>,
+    ) -> grpc::Exchange {
+        route.begin(connection)
     }
 }
 
@@ -84,7 +112,7 @@ fn echo() -> Echo {
             })
         },
     );
-    Echo(Arc::new(router))
+    Echo(router)
 }
 
 fn framed(message: &impl Message) -> Bytes {

@@ -148,6 +148,7 @@ fn run_hooked(
         let app = Arc::new(Front::new(api, &health, metrics.clone(), endpoints));
         let settings = Settings {
             concurrent_streams_max: config.max_concurrent_streams,
+            keepalive_min_time: config.grpc_keepalive_min_time,
             keepalive_interval: config.grpc_keepalive_interval,
             keepalive_timeout: config.grpc_keepalive_timeout,
             ..Settings::default()

@@ -278,7 +278,7 @@ pub const FLAGS: &[Flag] = &[
         "grpc-keepalive-min-time",
         Duration,
         "5s",
-        Warns("clients that ping often are not disconnected"),
+        Works,
         "Minimum interval that a client should wait before pinging the server.",
     ),
     flag(

@@ -90,6 +90,7 @@ pub struct Config {
     pub max_txn_ops: usize,
     pub max_request_bytes: usize,
     pub max_concurrent_streams: u32,
+    pub grpc_keepalive_min_time: Duration,
     pub grpc_keepalive_interval: Duration,
     pub grpc_keepalive_timeout: Duration,
     pub auto_compaction: AutoCompaction,
@@ -571,6 +572,7 @@ fn build(values: Values, mut warnings: Vec<String>) -> Result<Config, ConfigErro
         max_txn_ops: values.number("max-txn-ops")?,
         max_request_bytes: values.number("max-request-bytes")?,
         max_concurrent_streams: streams.min(u64::from(u32::MAX)) as u32,
+        grpc_keepalive_min_time: values.duration("grpc-keepalive-min-time")?,
         grpc_keepalive_interval: values.duration("grpc-keepalive-interval")?,
         grpc_keepalive_timeout: values.duration("grpc-keepalive-timeout")?,
         auto_compaction: auto_compaction(

@@ -18,9 +18,8 @@ pub const PREFIX_BYTES: usize = 5;
 #[derive(Debug)]
 pub struct Decoder {
     bytes_max: usize,
-    /// Whole bytes not yet handed out: the input when it could be kept, else a copy.
-    input: Bytes,
-    partial: BytesMut,
+    /// What has not been handed out.
+    held: BytesMut,
     compressed_with: Option<Box<str>>,
     refused: bool,
 }
@@ -30,45 +29,47 @@ impl Decoder {
     pub fn new(bytes_max: usize, encoding: Option<&str>) -> Decoder {
         Decoder {
             bytes_max,
-            input: Bytes::new(),
-            partial: BytesMut::new(),
+            held: BytesMut::new(),
             compressed_with: encoding.map(Into::into),
             refused: false,
         }
     }
 
+    /// The message in `piece`, if it is whole, alone, acceptable and the first of its call: nothing has to
+    /// be kept for it then.
+    pub fn at_once<'a>(&self, piece: &'a [u8]) -> Option<&'a [u8]> {
+        let (prefix, rest) = piece.split_first_chunk::<PREFIX_BYTES>()?;
+        let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+        let fits = prefix[0] == 0 && len == rest.len() && len <= self.bytes_max;
+        (fits && self.held.is_empty()).then_some(rest)
+    }
+
     /// Takes the next piece of input. Call [`next`](Decoder::next) until it has no more before the next
     /// piece, so that no more than one message is held.
-    pub fn feed(&mut self, piece: Bytes) {
-        if self.refused {
-            return;
-        }
-        if self.partial.is_empty() && self.input.is_empty() {
-            self.input = piece;
-        } else {
-            self.gather();
-            self.partial.extend_from_slice(&piece);
+    pub fn feed(&mut self, piece: &[u8]) {
+        if !self.refused {
+            self.held.extend_from_slice(piece);
         }
     }
 
-    /// Moves what is left of the input to where more can be appended.
-    fn gather(&mut self) {
-        if !self.input.is_empty() {
-            self.partial.extend_from_slice(&self.input);
-            self.input = Bytes::new();
-        }
+    /// Bytes of the message at the front, without its prefix, once all of it has arrived.
+    pub fn whole(&self) -> Option<usize> {
+        let prefix = self.held.first_chunk::<PREFIX_BYTES>()?;
+        let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+        (self.held.len() - PREFIX_BYTES >= len).then_some(len)
+    }
+
+    /// Bytes held.
+    pub fn len(&self) -> usize {
+        self.held.len()
     }
 
     /// The next whole message, if it has arrived.
     pub fn next(&mut self) -> Result<Option<Bytes>, Status> {
-        let held = match self.partial.is_empty() {
-            true => &self.input[..],
-            false => &self.partial[..],
-        };
-        let Some((prefix, rest)) = held.split_at_checked(PREFIX_BYTES) else {
-            self.gather();
+        let Some(prefix) = self.held.first_chunk::<PREFIX_BYTES>() else {
             return Ok(None);
         };
+        let flag = prefix[0];
         let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
         if len > self.bytes_max {
             return Err(self.refuse(Status::new(
@@ -79,23 +80,17 @@ impl Decoder {
                 ),
             )));
         }
-        let flag = prefix[0];
-        if rest.len() < len {
-            self.gather();
+        if self.whole().is_none() {
             return Ok(None);
         }
         if let Err(status) = self.check_flag(flag) {
             return Err(self.refuse(status));
         }
-        if self.partial.is_empty() {
-            self.input.advance(PREFIX_BYTES);
-            return Ok(Some(self.input.split_to(len)));
-        }
-        self.partial.advance(PREFIX_BYTES);
-        let message = self.partial.split_to(len).freeze();
-        if self.partial.is_empty() {
+        self.held.advance(PREFIX_BYTES);
+        let message = self.held.split_to(len).freeze();
+        if self.held.is_empty() {
             // Lets go of a buffer as large as the largest message so far.
-            self.partial = BytesMut::new();
+            self.held = BytesMut::new();
         }
         Ok(Some(message))
     }
@@ -103,7 +98,7 @@ impl Decoder {
     /// Whether a prefix has arrived and its message has not. Less than a prefix at the end of a stream
     /// counts as nothing, as with grpc-go.
     pub fn is_mid_message(&self) -> bool {
-        self.partial.len().max(self.input.len()) >= PREFIX_BYTES
+        self.held.len() >= PREFIX_BYTES
     }
 
     fn check_flag(&self, flag: u8) -> Result<(), Status> {
@@ -123,8 +118,7 @@ impl Decoder {
 
     fn refuse(&mut self, status: Status) -> Status {
         self.refused = true;
-        self.input = Bytes::new();
-        self.partial = BytesMut::new();
+        self.held = BytesMut::new();
         status
     }
 }
@@ -156,7 +150,7 @@ mod tests {
         let mut decoder = Decoder::new(MAX, encoding);
         let mut messages = Vec::new();
         for piece in pieces {
-            decoder.feed(Bytes::copy_from_slice(piece));
+            decoder.feed(piece);
             loop {
                 match decoder.next() {
                     Ok(Some(message)) => messages.push(message),
@@ -211,21 +205,28 @@ mod tests {
     #[test]
     fn a_promise_of_bytes_takes_no_memory() {
         let mut decoder = Decoder::new(usize::MAX, None);
-        decoder.feed(Bytes::from_static(&[0, 255, 255, 255, 255, 1]));
+        decoder.feed(&[0, 255, 255, 255, 255, 1]);
         assert_eq!(decoder.next(), Ok(None));
-        assert!(decoder.partial.capacity() < 1024);
+        assert!(decoder.held.capacity() < 1024);
         assert!(decoder.is_mid_message());
     }
 
     #[test]
-    fn a_message_in_one_piece_is_not_copied() {
-        let piece = Bytes::from(frame(0, &[7; 500]));
-        let at = piece.as_ptr();
+    fn a_message_alone_in_its_piece_needs_no_copy() {
+        let piece = frame(0, &[7; 500]);
         let mut decoder = Decoder::new(MAX, None);
-        decoder.feed(piece);
-        let message = decoder.next().unwrap().unwrap();
-        assert_eq!(message.as_ptr(), at.wrapping_add(PREFIX_BYTES));
-        assert!(!decoder.is_mid_message());
+        assert_eq!(decoder.at_once(&piece), Some(&piece[PREFIX_BYTES..]));
+        for other in [
+            frame(1, &[7; 5]),
+            frame(0, &[7; MAX + 1]),
+            [frame(0, b"a"), frame(0, b"b")].concat(),
+            frame(0, b"abc")[..7].to_vec(),
+            vec![0; 4],
+        ] {
+            assert_eq!(decoder.at_once(&other), None, "{other:?}");
+        }
+        decoder.feed(&[0]);
+        assert_eq!(decoder.at_once(&piece), None, "not the first");
     }
 
     proptest! {

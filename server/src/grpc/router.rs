@@ -149,8 +149,36 @@ fn code_of<T>(result: &Result<T, Status>) -> Code {
     }
 }
 
+/// The message of a unary call.
+pub(super) enum Message<'a> {
+    /// A part of the connection's buffer; what is kept of it is copied.
+    Lent(&'a [u8]),
+    /// What is kept of it keeps all of it.
+    Owned(Bytes),
+}
+
+impl Message<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Message::Lent(bytes) => bytes.len(),
+            Message::Owned(bytes) => bytes.len(),
+        }
+    }
+
+    fn decode<M: prost::Message + Default>(self) -> Result<M, Status> {
+        let what = "grpc: error unmarshalling request";
+        match self {
+            Message::Lent(bytes) => decode(bytes, what),
+            Message::Owned(bytes) => decode(bytes, what),
+        }
+    }
+}
+
+pub(super) type Answering = Boxed<Result<Framed, Status>>;
+
 pub(super) trait Unary: Send + Sync {
-    fn call(&self, call: Call, message: Bytes) -> Boxed<Result<Framed, Status>>;
+    /// Decodes and checks, then returns the future of the handler.
+    fn call(&self, call: Call, message: Message<'_>) -> Result<Answering, Status>;
 }
 
 pub(super) trait Streaming: Send + Sync {
@@ -158,10 +186,11 @@ pub(super) trait Streaming: Send + Sync {
     fn call(&self, call: Call, messages: Messages, sender: Sender) -> Boxed<Result<(), Status>>;
 }
 
+#[derive(Clone)]
 pub(super) enum Handler {
-    Unary(Box<dyn Unary>),
+    Unary(Arc<dyn Unary>),
     Streaming {
-        handler: Box<dyn Streaming>,
+        handler: Arc<dyn Streaming>,
         /// Has no end of its own: it is ended when the server drains.
         endless: bool,
     },
@@ -230,30 +259,34 @@ impl Router {
         let metrics = self.metrics(Kind::Unary, service, method);
         let common = self.common.clone();
         let shared = Arc::new((common, metrics, learner, handler));
-        let unary = UnaryFn(move |call: Call, message: Bytes| -> Boxed<_> {
+        let unary = UnaryFn(move |call: Call, message: Message<'_>| {
+            let (common, metrics, learner, handler) = &*shared;
+            let network = &common.metrics.network;
+            network.client_received_bytes.inc_by(message.len() as u64);
+            let request: Req = message.decode()?;
+            common.admit(Kind::Unary, &call, learner.serves(&request))?;
+            let running = Running::start(metrics, &call.ctx);
+            metrics.received.inc();
+            let handling = handler(call.ctx, request);
             let shared = shared.clone();
-            Box::pin(async move {
-                let (common, metrics, learner, handler) = &*shared;
-                let network = &common.metrics.network;
-                network.client_received_bytes.inc_by(message.len() as u64);
-                let request: Req = decode(message, "grpc: error unmarshalling request")?;
-                common.admit(Kind::Unary, &call, learner.serves(&request))?;
-                let running = Running::start(metrics, &call.ctx);
-                metrics.received.inc();
-                let result = match handler(call.ctx, request).await {
+            let answering: Answering = Box::pin(async move {
+                let (common, metrics, ..) = &*shared;
+                let result = match handling.await {
                     Ok(reply) => Framed::new(reply),
                     Err(status) => Err(status),
                 };
                 if let Ok(framed) = &result {
                     metrics.sent.inc();
                     let bytes = framed.len() - super::frame::PREFIX_BYTES;
-                    network.client_sent_bytes.inc_by(bytes as u64);
+                    let sent = &common.metrics.network.client_sent_bytes;
+                    sent.inc_by(bytes as u64);
                 }
                 running.end(code_of(&result));
                 result
-            })
+            });
+            Ok(answering)
         });
-        self.add(service, method, Handler::Unary(Box::new(unary)));
+        self.add(service, method, Handler::Unary(Arc::new(unary)));
     }
 
     /// Serves a method with one request and many responses.
@@ -350,7 +383,7 @@ impl Router {
             })
         });
         let handler = Handler::Streaming {
-            handler: Box::new(streaming),
+            handler: Arc::new(streaming),
             endless,
         };
         self.add(service, method, handler);
@@ -388,9 +421,9 @@ struct UnaryFn<F>(F);
 
 impl<F> Unary for UnaryFn<F>
 where
-    F: Fn(Call, Bytes) -> Boxed<Result<Framed, Status>> + Send + Sync,
+    F: Fn(Call, Message<'_>) -> Result<Answering, Status> + Send + Sync,
 {
-    fn call(&self, call: Call, message: Bytes) -> Boxed<Result<Framed, Status>> {
+    fn call(&self, call: Call, message: Message<'_>) -> Result<Answering, Status> {
         (self.0)(call, message)
     }
 }

@@ -104,7 +104,7 @@ impl<P: Probe> Http<P> {
             return misdirected(&host);
         }
         let mut response = match request.method == Method::OPTIONS {
-            true => Response::new(Body::Empty),
+            true => Response::new(Body::empty()),
             false => self.client(request).await,
         };
         self.allow_origin(&request.headers, response.headers_mut());

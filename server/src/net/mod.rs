@@ -2,8 +2,8 @@
 //!
 //! There are N network threads, each a single-threaded runtime. A listener accepts on the first of
 //! them and hands the connection to the thread with the fewest; there it stays, with all its calls.
-//! The first bytes of a connection decide whether it speaks HTTP/2 or HTTP/1.1. What is served on it
-//! is an [`App`]; this module knows neither gRPC nor the API.
+//! The first bytes of a connection decide whether it speaks HTTP/2, which is ours ([`h2`]), or HTTP/1.1,
+//! which is hyper's. What is served on it is an [`App`]; this module knows neither gRPC nor the API.
 //!
 //! Invariants:
 //! 1. A listener is bound before the member starts; it accepts only once the server serves. Until
@@ -16,21 +16,20 @@
 //!    (GOAWAY, `Connection: close`), may finish what they began until the deadline, and are then cut.
 
 mod body;
-mod coalesce;
 mod connection;
+pub mod h2;
+mod http2;
 mod listen;
 mod server;
 mod stream;
 mod threads;
-mod unsent;
 
-pub use body::{Body, Frames};
+pub use body::Body;
+pub use http2::{Answer, Exchange};
 pub use listen::{BindError, Bound, bind};
 pub use server::{Server, Settings, Stats, fd_limit, raise_fd_limit};
 pub use threads::{Threads, current_thread_index};
-pub use unsent::Unsent;
 
-use hyper::body::Incoming;
 use std::sync::Arc;
 
 /// What a listener serves.
@@ -50,19 +49,31 @@ pub enum Role {
 pub struct Connection {
     /// What its listener serves.
     pub role: Role,
-    /// Large responses that wait for the client to read.
-    pub unsent: Arc<Unsent>,
     /// Turns true when the server begins to shut down.
     pub draining: tokio::sync::watch::Receiver<bool>,
 }
 
 /// What is served on connections.
 pub trait App: Send + Sync + 'static {
-    /// Answers one request. The future runs on the connection's thread and is dropped when the client
-    /// cancels the request or the connection ends.
-    fn call(
+    /// What the head of a request over HTTP/2 means. Depends on the head alone, so it serves for all
+    /// requests with the same head.
+    type Route: Send + 'static;
+    /// A request over HTTP/2.
+    type Exchange: Exchange;
+
+    /// Answers a request over HTTP/1.1; its body is not looked at. The future runs on the connection's
+    /// thread and is dropped when the connection ends.
+    fn http(
         self: Arc<Self>,
-        request: ::http::Request<Incoming>,
-        connection: Arc<Connection>,
+        head: ::http::request::Parts,
+        role: Role,
     ) -> impl Future<Output = ::http::Response<Body>> + Send + 'static;
+
+    /// What a head means.
+    fn route(&self, head: &h2::Head<'_>, role: Role) -> Self::Route;
+
+    /// Begins a request over HTTP/2. What it returns lives on the connection's thread and is dropped when
+    /// it has answered, when the client cancels the request or when the connection ends.
+    fn begin(self: &Arc<Self>, route: &Self::Route, connection: &Arc<Connection>)
+    -> Self::Exchange;
 }

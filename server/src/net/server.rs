@@ -3,7 +3,7 @@
 use super::connection::serve;
 use super::listen::{Bound, Socket};
 use super::stream::Detached;
-use super::{App, Connection, Role, Threads, Unsent};
+use super::{App, Connection, Role, Threads};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,6 +25,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// Calls in flight on one HTTP/2 connection (`--max-concurrent-streams`).
     pub concurrent_streams_max: u32,
+    /// What clients have to keep between two pings (`--grpc-keepalive-min-time`).
+    pub keepalive_min_time: Duration,
     /// Silence after which a client is asked whether it lives (`--grpc-keepalive-interval`); zero = never.
     pub keepalive_interval: Duration,
     /// How long it may take to answer (`--grpc-keepalive-timeout`).
@@ -40,6 +42,7 @@ impl Default for Settings {
         Settings {
             connections_max: fd_limit().saturating_sub(RESERVED_FDS).max(64),
             concurrent_streams_max: u32::MAX,
+            keepalive_min_time: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(2 * 3600),
             keepalive_timeout: Duration::from_secs(20),
             first_bytes_timeout: Duration::from_secs(60),
@@ -294,7 +297,6 @@ fn hand_over<A: App>(
     };
     let connection = Arc::new(Connection {
         role,
-        unsent: Arc::new(Unsent::default()),
         draining: shared.draining.clone(),
     });
     let serving = serve(

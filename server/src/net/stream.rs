@@ -1,5 +1,6 @@
 //! Byte streams: TCP or Unix, with the bytes that were read ahead put back.
 
+use super::h2::PREFACE;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -78,9 +79,6 @@ impl AsyncWrite for Stream {
         true
     }
 }
-
-/// How a client with prior knowledge of HTTP/2 begins.
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What the first bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

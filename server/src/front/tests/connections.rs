@@ -297,3 +297,70 @@ async fn a_dropped_server_frees_its_ports_and_its_socket_file() {
     let url = format!("http://{}", addrs[0]);
     bind(&Endpoint::parse(&url).unwrap(), Role::All).unwrap();
 }
+
+/// The frames that a client of raw bytes gets until the server hangs up.
+async fn frames_of(f: &Fixture, bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let mut stream = TcpStream::connect(f.addr()).await.unwrap();
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
+    // The server may have enough before it has all.
+    let _ = stream.write_all(bytes).await;
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await.unwrap();
+    let mut frames = Vec::new();
+    let mut rest = &all[..];
+    while let [a, b, c, kind, _, _, _, _, _, tail @ ..] = rest {
+        let len = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        frames.push((*kind, tail[..len].to_vec()));
+        rest = &tail[len..];
+    }
+    assert!(rest.is_empty());
+    frames
+}
+
+#[tokio::test]
+async fn the_client_reads_why_its_connection_ended() {
+    let f = start(Settings::default(), 1);
+    let frame = |kind: u8, stream: u8, body: &[u8]| {
+        let len = (body.len() as u32).to_be_bytes();
+        let mut frame = vec![len[1], len[2], len[3], kind, 4, 0, 0, 0, stream];
+        frame.extend_from_slice(body);
+        frame
+    };
+    let (headers, ping) = (1, 6);
+    let pings = frame(ping, 0, &[7; 8]).repeat(100_000);
+    // A header block that cannot be decoded, and more behind it than a socket holds.
+    let mut undecodable = frame(headers, 1, &[0xbe]);
+    undecodable.extend(frame(9, 1, &[0; 16 << 10]).repeat(500));
+    for (bytes, reason, text) in [
+        (pings, 11, "too_many_pings"),
+        (undecodable, 9, "a header block cannot be decoded"),
+    ] {
+        let frames = frames_of(&f, &bytes).await;
+        let (kind, goaway) = frames.last().unwrap();
+        assert_eq!(*kind, 7, "{frames:?}");
+        assert_eq!(goaway[4..8], [0, 0, 0, reason]);
+        assert_eq!(&goaway[8..], text.as_bytes());
+    }
+    assert_eq!(f.raw().await.echo(&note(1, "x")).await, note(1, "x"));
+}
+
+#[tokio::test]
+async fn answers_forgive_pings() {
+    let f = start(Settings::default(), 1);
+    let stream = TcpStream::connect(f.addr()).await.unwrap();
+    let (requests, mut connection) = h2::client::handshake(stream).await.unwrap();
+    let mut pings = connection.ping_pong().unwrap();
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    let raw = Raw {
+        requests: requests.ready().await.unwrap(),
+    };
+    for i in 0..50 {
+        assert_eq!(raw.echo(&note(i, "x")).await, note(i, "x"));
+        pings.ping(h2::Ping::opaque()).await.unwrap();
+    }
+}

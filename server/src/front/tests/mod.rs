@@ -98,6 +98,20 @@ fn test_router(seen: &Arc<Seen>, metrics: &Arc<Metrics>) -> Router {
     );
     r.unary(
         TEST,
+        "Panic",
+        Learner::Serves,
+        |_: RequestCtx, n: Note| async move {
+            if n.remaining_bytes > 0 {
+                tokio::task::yield_now().await;
+            }
+            match n.blob.is_empty() {
+                true => panic!("a handler's"),
+                false => Ok::<Note, Status>(n),
+            }
+        },
+    );
+    r.unary(
+        TEST,
         "Fail",
         Learner::Serves,
         |_: RequestCtx, n: Note| async move {

@@ -469,6 +469,26 @@ async fn a_cancelled_call_drops_its_handler() {
 }
 
 #[tokio::test]
+async fn a_handler_that_panics_costs_the_others_nothing() {
+    let f = started();
+    let raw = f.raw().await;
+    let path = format!("/{TEST}/Panic");
+    let (hanging, mut send) = raw.open("POST", &format!("/{TEST}/Hang"), GRPC).await;
+    send.send_data(frame(0, b""), true).unwrap();
+    f.running(1).await;
+    // At once, and after it had to wait.
+    for waits in [0, 1] {
+        let error = raw.call(&path, GRPC, framed(&note(waits, ""))).await;
+        let error = error.expect_err("no answer");
+        assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR));
+        assert_eq!(raw.echo(&note(1, "x")).await, note(1, "x"));
+    }
+    f.running(1).await;
+    drop((hanging, send));
+    f.running(0).await;
+}
+
+#[tokio::test]
 async fn calls_and_bytes_are_counted() {
     let f = started();
     let raw = f.raw().await;
