@@ -25,6 +25,8 @@
 mod check;
 mod compaction;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hash;
 mod mvcc;
 mod record;

@@ -37,6 +37,8 @@ mod checkpoint;
 mod cursor;
 mod defrag;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod io;
 mod map;
 mod meta;

@@ -106,11 +106,11 @@ pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
-/// Writes keys `0..n` in batches of 5,000 and settles.
+/// Writes keys `0..n` in batches of 50,000 and settles.
 pub fn load(peer: &mut dyn Peer, n: u64, value_bytes: usize) {
     let mut from = 0;
     while from < n {
-        let to = n.min(from + 5000);
+        let to = n.min(from + 50_000);
         let pairs: Vec<Pair> = (from..to)
             .map(|i| (key(i), value(i, value_bytes)))
             .collect();

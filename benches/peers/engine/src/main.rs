@@ -1,11 +1,11 @@
 //! Prints the figures of `docs/benchmarks.md` that concern the storage engine.
 //!
 //! ```text
-//! engine-figures [reads] [writes] [volume] [mixed] [compaction] [defragmentation] [open] [versions] [memory]
+//! engine-figures [peers] [volume] [mixed] [compaction] [defragmentation] [open] [versions] [memory]
 //! ```
 //!
 //! Without names all but `memory`, which needs room for `QUORATE_LARGE_GB` (10) and asks for it first. `QUORATE_KEYS` (1,000,000)
-//! sets the size of the data, `QUORATE_OPEN_KEYS` (10,000,000) that of the large file to open, `QUORATE_ROUNDS` (5)
+//! sets the size of the data, `QUORATE_OPEN_KEYS` (10,000,000) that of the large file to open, `QUORATE_ROUNDS` (3)
 //! how often engines alternate, and `QUORATE_BENCH_DIR` where files lie. Figures of work in memory are CPU time of
 //! the calling thread, the middle of the rounds; where a disk is waited for, it is the clock, too.
 
@@ -28,7 +28,7 @@ impl Setup {
         Setup {
             keys: number("QUORATE_KEYS", 1_000_000),
             open_keys: number("QUORATE_OPEN_KEYS", 10_000_000),
-            rounds: number("QUORATE_ROUNDS", 5),
+            rounds: number("QUORATE_ROUNDS", 3),
             dir: std::env::var_os("QUORATE_BENCH_DIR").map(PathBuf::from),
         }
     }
@@ -57,9 +57,8 @@ pub fn number(name: &str, default: u64) -> u64 {
 fn main() {
     let setup = Setup::read();
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    let sections: [(&str, Section); 9] = [
-        ("reads", peers::reads),
-        ("writes", peers::writes),
+    let sections: [(&str, Section); 8] = [
+        ("peers", peers::peers),
         ("volume", files::volume),
         ("mixed", background::mixed),
         ("compaction", background::compaction),

@@ -101,6 +101,8 @@ impl Quorate {
 
     /// Publishes, and starts a checkpoint when one is due, as the node does.
     pub fn publish(&mut self) -> View {
+        // A slice of defragmentation between batches, as the node has it.
+        self.writer.defragment_step(64 << 10).expect("steps");
         let view = self.publish_only();
         if self.writer.checkpoint_due() {
             self.checkpoint();

@@ -23,10 +23,16 @@ fn loaded(setup: &Setup, dir: &std::path::Path) -> Vec<Box<dyn Peer>> {
     peers
 }
 
-/// Point gets, ranges, counts. Rounds alternate between the engines.
-pub fn reads(setup: &Setup) {
+/// Reads, then writes, of the same data.
+pub fn peers(setup: &Setup) {
     let dir = setup.dir();
-    let peers = loaded(setup, dir.path());
+    let mut peers = loaded(setup, dir.path());
+    reads(setup, &peers);
+    writes(setup, &mut peers);
+}
+
+/// Point gets, ranges, counts. Rounds alternate between the engines.
+fn reads(setup: &Setup, peers: &[Box<dyn Peer>]) {
     let n = setup.keys;
     let ops: [(&str, u64, usize); 4] = [
         ("get", 100_000, 0),
@@ -105,10 +111,8 @@ pub fn reads(setup: &Setup) {
 }
 
 /// Puts of random keys that exist, durable per batch.
-pub fn writes(setup: &Setup) {
-    let dir = setup.dir();
-    let mut peers = loaded(setup, dir.path());
-    let batches: [(usize, u64); 3] = [(1, 300), (100, 40), (5000, 4)];
+fn writes(setup: &Setup, peers: &mut [Box<dyn Peer>]) {
+    let batches: [(usize, u64); 3] = [(1, 300), (100, 30), (5000, 3)];
     let mut wall = vec![vec![Vec::new(); batches.len()]; peers.len()];
     let mut cpu = wall.clone();
     let mut written = wall.clone();
