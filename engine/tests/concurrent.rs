@@ -149,6 +149,99 @@ fn a_huge_delete_is_one_revision() {
     assert_eq!((report.keys, report.tombstones), (2, 0));
 }
 
+/// One request deletes a million keys (`QUORATE_DELETE_KEYS`, 100,000 by default) while others read: each of them sees
+/// all keys or none and none of them waits for its end; what is gathered in memory is no more than the history it makes.
+#[test]
+fn a_delete_of_everything_holds_up_no_reader() {
+    let n = std::env::var("QUORATE_DELETE_KEYS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(100_000u64);
+    let dir = tempfile::tempdir().expect("dir");
+    let mut options = Options::new(dir.path());
+    options.cache_bytes = 16 << 20;
+    options.publish_bytes_max = 1 << 20;
+    let (engine, mut writer) = Engine::open(options).expect("opens");
+    let at = |index| Applied { index, term: 1 };
+    let name = |i: u64| Bytes::from(format!("key/{i:012}"));
+    for from in (0..n).step_by(1000) {
+        let mut txn = writer.txn();
+        for i in from..n.min(from + 1000) {
+            txn.put_with(name(i), Bytes::from(vec![i as u8; 32]), 0, false)
+                .expect("puts");
+        }
+        txn.finish();
+        writer.publish(at(from + 1), b"");
+        if writer.checkpoint_due() {
+            writer.checkpoint().expect("starts");
+        }
+    }
+    writer.publish(at(n + 1), b"");
+    loop {
+        if let Some(number) = writer.checkpoint().expect("starts") {
+            engine.wait_durable(number).expect("durable");
+            break;
+        }
+        std::thread::yield_now();
+    }
+    let before = writer.revision();
+    let all = KeyRange::all();
+    let (deleting, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let read_meanwhile = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2u64)
+            .map(|reader| {
+                let (engine, all, deleting, done) = (&engine, &all, &deleting, &done);
+                scope.spawn(move || {
+                    let (mut meanwhile, mut i) = (0u64, reader);
+                    while !done.load(Ordering::Acquire) {
+                        i = (i * 7919 + 1) % n;
+                        let began = deleting.load(Ordering::Acquire);
+                        let view = engine.view();
+                        let count = view.count(all, 0).expect("counts");
+                        let found = view.get(&name(i), 0).expect("reads").is_some();
+                        assert_eq!(
+                            (count, found),
+                            if view.revision() == before {
+                                (n, true)
+                            } else {
+                                (0, false)
+                            }
+                        );
+                        let old = view.read(&name(i), before, |kv| kv.value.len());
+                        assert_eq!(old.expect("reads"), Some(32));
+                        meanwhile += u64::from(began && view.revision() == before);
+                    }
+                    meanwhile
+                })
+            })
+            .collect();
+        deleting.store(true, Ordering::Release);
+        let mut txn = writer.txn();
+        let (deleted, prevs) = txn.delete_range(&all, false).expect("deletes");
+        assert_eq!((deleted, prevs.len()), (n, 0));
+        txn.finish();
+        // Not published yet: nobody may have seen it, and it weighs what its history and its tombstones weigh.
+        let dirty = writer.dirty_bytes();
+        assert!(
+            dirty < n * 400 + (16 << 20),
+            "{dirty} bytes for {n} deletes"
+        );
+        let published = writer.publish(at(n + 2), b"");
+        assert!(published.overflow && published.events.is_empty());
+        done.store(true, Ordering::Release);
+        readers
+            .into_iter()
+            .map(|reader| reader.join().expect("reads"))
+            .sum::<u64>()
+    });
+    assert!(
+        read_meanwhile > 100,
+        "{read_meanwhile} reads beside the delete"
+    );
+    assert_eq!(engine.view().count(&all, 0).expect("counts"), 0);
+    assert_eq!(engine.view().count(&all, before).expect("counts"), n);
+}
+
 /// Values outside the tree come and go while checkpoints run beside the writer; none is lost.
 #[test]
 fn runs_outlive_the_checkpoints_that_free_their_neighbours() {

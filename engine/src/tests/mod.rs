@@ -2,6 +2,8 @@
 
 mod append_buf;
 mod defrag;
+mod full;
+mod loopback;
 mod model;
 mod random;
 mod scrub;

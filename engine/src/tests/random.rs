@@ -33,6 +33,8 @@ struct Run {
     fresh_from: i64,
     /// The writer was told to gather no events for the next publication.
     skipping: bool,
+    /// How many keys there are: few meet often, many make the trees deep.
+    keys: u32,
     /// Views held for a while, which must not change.
     held: Vec<(View, Model)>,
     reopens: u32,
@@ -83,6 +85,7 @@ impl Run {
             published: BTreeMap::from([(0, Model::new())]),
             fresh_from: 2,
             skipping: false,
+            keys: [24, 24, 24, 60][seed as usize % 4],
             held: Vec::new(),
             reopens: 0,
             disk,
@@ -99,7 +102,7 @@ impl Run {
     }
 
     fn key(&mut self) -> Bytes {
-        let n = self.rng.gen_range(0..24u8);
+        let n = self.rng.gen_range(0..self.keys) as u8;
         let mut key = vec![b'k', n / 6, 0xff * (n & 1), n];
         if n == 7 {
             key.extend([b'x'; 700]);
@@ -296,7 +299,17 @@ impl Run {
         self.engine().check_file().expect("sound");
     }
 
+    /// A step, and the checker over what readers see after it, if that is another state.
     fn step(&mut self) {
+        let before = self.engine().view().inner.snapshot.publish();
+        self.step_unchecked();
+        if self.engine().view().inner.snapshot.publish() != before {
+            let view = self.engine().view();
+            self.engine().check(&view).expect("sound");
+        }
+    }
+
+    fn step_unchecked(&mut self) {
         match self.rng.gen_range(0..100) {
             0..=69 => self.request(),
             70..=79 => self.publish(),
@@ -305,6 +318,10 @@ impl Run {
             92..=95 => self.checkpoint(),
             96 => self.reopen(),
             97 => self.writer().shrink(),
+            98 => {
+                let bytes = self.rng.gen_range(1..20_000);
+                self.writer().defragment_step(bytes).expect("steps");
+            }
             _ if !self.held.is_empty() => {
                 let i = self.rng.gen_range(0..self.held.len());
                 let (view, model) = self.held.swap_remove(i);
@@ -397,6 +414,42 @@ fn compare(view: &View, model: &Model, mut rng: Option<&mut StdRng>) {
             .expect("reads");
         assert_eq!(events, model.events(at), "events from {at}");
         assert!(end.reached_end);
+        // The same in slices, as a slow watcher reads them: whole revisions, no gap, none twice.
+        let (mut sliced, mut from) = (Vec::new(), at);
+        loop {
+            let end = view
+                .events(from, 500, &mut |event| {
+                    sliced.push(event.to_event().expect("reads"));
+                    ControlFlow::Continue(())
+                })
+                .expect("reads");
+            assert!(end.reached_end || end.next_main > from);
+            from = end.next_main;
+            if end.reached_end {
+                break;
+            }
+        }
+        assert_eq!(sliced, events, "slices from {at}");
+        // A range with a limit is the beginning of the range.
+        let limit = at as usize % 7 + 1;
+        let mut limited = Vec::new();
+        view.visit(&all, at, &mut |kv| {
+            limited.push(kv.to_owned());
+            if limited.len() < limit {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })
+        .expect("reads");
+        assert_eq!(limited[..], expected[..limit.min(expected.len())]);
+        let read = keys
+            .first()
+            .map(|key| view.read(key, at, |kv| kv.to_owned()));
+        assert_eq!(
+            read.and_then(|read| read.expect("reads")),
+            keys.first().and_then(|key| model.get(key, at))
+        );
     }
     if first > 1 {
         assert!(matches!(view.get(b"k", first - 1), Err(Error::Compacted)));

@@ -1,0 +1,76 @@
+//! Small file systems on loop devices, for the tests that want real ones. Only with `QUORATE_LOOP` set: mounting takes
+//! rights, and a file system per run takes time.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A mounted image; unmounted when dropped.
+pub struct Mounted {
+    dir: tempfile::TempDir,
+    at: PathBuf,
+}
+
+/// Runs a program; what it said when it failed.
+fn run(program: &str, args: &[&str]) -> Result<(), String> {
+    let ended = Command::new(program)
+        .args(args)
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "{program} {}: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&ended.stderr).trim()
+    ))
+}
+
+/// Whether these tests are wanted. Says so when not.
+pub fn wanted() -> bool {
+    let wanted = std::env::var_os("QUORATE_LOOP").is_some();
+    if !wanted {
+        eprintln!("passed over: needs QUORATE_LOOP and the rights to mount");
+    }
+    wanted
+}
+
+impl Mounted {
+    /// A new file system of so many bytes. `None`, with a line that says why, when it is not wanted.
+    ///
+    /// # Panics
+    /// When it is wanted and cannot be had.
+    pub fn new(bytes: u64, kind: &str) -> Option<Mounted> {
+        if !wanted() {
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("dir");
+        let image = dir.path().join("image");
+        let file = std::fs::File::create(&image).expect("creates");
+        file.set_len(bytes).expect("grows");
+        let text = image.to_str().expect("text");
+        run(&format!("mkfs.{kind}"), &["-q", text]).expect("makes a file system");
+        Some(Mounted::image(dir, &image).expect("mounts"))
+    }
+
+    /// Mounts an image that is there; `dir` goes with it.
+    pub fn image(dir: tempfile::TempDir, image: &Path) -> Result<Mounted, String> {
+        let at = dir.path().join("mounted");
+        std::fs::create_dir_all(&at).map_err(|error| error.to_string())?;
+        let (image, to) = (image.to_str().expect("text"), at.to_str().expect("text"));
+        run("mount", &["-o", "loop", image, to])?;
+        Ok(Mounted { dir, at })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(what) = run("umount", &["-l", self.at.to_str().expect("text")]) {
+            eprintln!("{what} (in {})", self.dir.path().display());
+        }
+    }
+}
