@@ -123,13 +123,15 @@ fn run_hooked(
         .enable_all()
         .build()
         .map_err(|e| format!("cannot start the service runtime: {e}"))?;
-    let api = Arc::new(Api::new(
+    let mut api = Api::new(
         node.clone(),
         limits.clone(),
         counters.clone(),
         lessor.clone(),
         hubs,
-    ));
+    );
+    api.set_observer(Arc::new(gauges::Served::new(metrics.clone())));
+    let api = Arc::new(api);
     gauges::refresh(&metrics, &node, &feed, counters, lessor.clone(), &limits);
     let outcome = runtime.block_on(async {
         publish(&node, &config).await?;

@@ -1,11 +1,13 @@
 //! A disk that fills up under a serving member: the alarm, refusals that say so, reads and deletes that
 //! go on, and the way back without a restart.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quorate_proto::etcdserverpb as pb;
+use quorate_tests::PATIENCE;
 use quorate_tests::client::{self, Client};
 use quorate_tests::server::{Program, Server};
 use tonic::Code;
@@ -141,4 +143,47 @@ async fn rule_7_3_a_full_disk_raises_the_alarm_and_the_way_back_needs_no_restart
         })
         .await;
     assert_eq!(left.count, written as i64 - 100.min(written as i64));
+}
+
+/// Files of the log that have a segment's full size: the one being written, and those that are ready.
+fn whole_segments(log: &Path) -> usize {
+    let files = std::fs::read_dir(log).unwrap();
+    files
+        .filter(|file| file.as_ref().unwrap().metadata().unwrap().len() == 64 << 20)
+        .count()
+}
+
+/// 7.3: each start takes a segment of the log that was made ready before. On a disk without a free byte
+/// the member gives others back, so it starts again as often as it has to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_7_3_a_member_restarts_on_a_full_disk_again_and_again() {
+    let Some(disk) = SmallDisk::mount(420) else {
+        assert!(std::env::var_os("QUORATE_REQUIRE_PEERS").is_none());
+        return;
+    };
+    let data = format!("--data-dir={}", data_flag(&disk).display());
+    let mut server = Server::start(&Program::quorate().unwrap(), &[&data]).await;
+    let client = Client::new(server.connect().await);
+    client.put(client::put("k", "v")).await;
+    let log = data_flag(&disk).join("member/log");
+    let ready = async |log: &Path| {
+        let began = Instant::now();
+        while whole_segments(log) < 3 {
+            assert!(began.elapsed() < PATIENCE, "segments were not given back");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    ready(&log).await;
+    // Everything else on the disk goes to somebody else.
+    let mut filler = std::fs::File::create(disk.path().join("filler")).unwrap();
+    let block = vec![1; 64 << 10];
+    while filler.write_all(&block).is_ok() {}
+    while filler.write_all(&block[..512]).is_ok() {}
+    for _ in 0..6 {
+        server.kill();
+        server.restart().await;
+        let client = Client::new(server.connect().await);
+        assert_eq!(client.get("k").await.unwrap().value, "v");
+        ready(&log).await;
+    }
 }

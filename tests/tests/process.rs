@@ -260,3 +260,36 @@ async fn a_config_file_is_enough() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+/// What is announced is fed: after a little of everything no figure of it is still zero.
+#[tokio::test]
+async fn figures_come_from_where_they_say() {
+    let server = Server::start(&Program::quorate().unwrap(), &[]).await;
+    let client = Client::new(server.connect().await);
+    for i in 0..20 {
+        client.put(client::put(format!("k{}", i % 3), "v")).await;
+    }
+    client.range(client::span("k", "l")).await;
+    client.try_hash_kv(0).await.unwrap();
+    client.try_compact(10, true).await.unwrap();
+    client.try_defragment().await.unwrap();
+    let address = server.url().strip_prefix("http://").unwrap();
+    let scrape = get(&mut TcpStream::connect(address).unwrap(), "/metrics");
+    for name in [
+        "etcd_server_range_duration_seconds_count{success=\"true\"}",
+        "etcd_debugging_auth_revision",
+        "etcd_debugging_mvcc_total_put_size_in_bytes",
+        "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds_count",
+        "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds_count",
+        "etcd_debugging_mvcc_db_compaction_last",
+        "etcd_mvcc_hash_rev_duration_seconds_count",
+        "etcd_disk_wal_write_duration_seconds_count",
+        "etcd_disk_wal_write_bytes_total",
+        "etcd_disk_backend_commit_duration_seconds_count",
+        "etcd_disk_backend_defrag_duration_seconds_count",
+    ] {
+        let line = scrape.lines().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("{name} is missing"));
+        assert!(!line.ends_with(" 0"), "{line}");
+    }
+}

@@ -7,7 +7,7 @@ use crate::status::{Status, errors};
 use quorate_proto::etcdserverpb as pb;
 
 /// The auth revision of a store in which no user or role was ever touched.
-const AUTH_REVISION: u64 = 1;
+pub(crate) const AUTH_REVISION: u64 = 1;
 
 impl<N: Node> Api<N> {
     /// AuthStatus.

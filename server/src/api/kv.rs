@@ -3,8 +3,9 @@
 //! Range is the hottest call there is: its key-values go from the tree's pages straight into the
 //! encoded response.
 
+use super::large::{Hint, Metered, Share, hold};
 use super::{Api, Encoded, Learner, RequestCtx, engine_status, mismatched, validate};
-use crate::apply::range::{Reads, Sink, range};
+use crate::apply::range::{Reads, Sink, key_range, range};
 use crate::apply::txn::{self, Ops};
 use crate::apply::{Alarms, Failure, LeaseSet, Reply, cost};
 use crate::node::Node;
@@ -16,6 +17,7 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 use quorate_proto::etcdserverpb as pb;
 use quorate_proto::etcdserverpb::AlarmType;
 use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
+use std::time::Instant;
 
 impl<N: Node> Api<N> {
     /// Range, encoded. Linearizable unless the request says serializable.
@@ -41,7 +43,34 @@ impl<N: Node> Api<N> {
         if r.revision > 0 && r.revision < view.compact_revision() {
             return Err(errors::COMPACTED);
         }
-        encode_range(&view, &self.node.header(view.revision()), &r).map_err(engine_status)
+        let since = Instant::now();
+        let answer = self.range_on_view(view, r).await;
+        self.observer.ranged(answer.is_ok(), since.elapsed());
+        answer
+    }
+
+    async fn range_on_view(
+        &self,
+        view: engine::View,
+        r: pb::RangeRequest,
+    ) -> Result<Encoded, Status> {
+        let header = self.node.header(view.revision());
+        let old = is_old(&r, view.revision());
+        if r.range_end.is_empty() || (r.count_only && !old) {
+            return encode_range(&view, &header, &r).map_err(engine_status);
+        }
+        let limit = match r.limit {
+            1.. => r.limit as u64,
+            _ => u64::MAX,
+        };
+        let hint = Hint {
+            slow: old,
+            keys: Some((key_range(&r.key, &r.range_end), limit)),
+        };
+        let read =
+            move |reads: &Metered<'_>| encode_range(reads, &header, &r).map_err(engine_status);
+        let (answer, share) = self.large.read(view, hint, read).await?;
+        Ok(held(answer, share))
     }
 
     /// Put.
@@ -100,7 +129,7 @@ impl<N: Node> Api<N> {
             if !validate::txn_is_serializable(&r) {
                 self.node.linearizable().await?;
             }
-            self.txn_on_view(&r)?
+            self.txn_on_view(r).await?
         } else {
             let request = pb::InternalRaftRequest {
                 txn: Some(r),
@@ -115,21 +144,31 @@ impl<N: Node> Api<N> {
         Ok(response)
     }
 
-    fn txn_on_view(&self, r: &pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+    async fn txn_on_view(&self, r: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         let view = self.node.engine().view();
-        let mut ops = Ops::default();
-        let mut run = || -> Result<pb::TxnResponse, Failure> {
-            let path = txn::decide(&view, r)?;
-            let no_puts = LeaseSet::default();
-            txn::check(&view, r, &path, view.compact_revision(), &no_puts)?;
-            Ok(txn::read(&view, r, &path, &mut ops)?)
+        let revision = view.revision();
+        let hint = Hint {
+            slow: validate::ranges(&r).flatten().any(|r| is_old(r, revision)),
+            keys: None,
         };
-        let result = run().map_err(|failure| match failure {
-            Failure::Status(status) => status,
-            Failure::Engine(error) => engine_status(error),
-        });
+        let read = move |reads: &Metered<'_>| -> Result<(pb::TxnResponse, Ops), Status> {
+            let mut ops = Ops::default();
+            let mut run = || -> Result<pb::TxnResponse, Failure> {
+                let path = txn::decide(reads, &r)?;
+                let no_puts = LeaseSet::default();
+                txn::check(reads, &r, &path, reads.compact_revision(), &no_puts)?;
+                Ok(txn::read(reads, &r, &path, &mut ops)?)
+            };
+            let response = run().map_err(|failure| match failure {
+                Failure::Status(status) => status,
+                Failure::Engine(error) => engine_status(error),
+            })?;
+            Ok((response, ops))
+        };
+        // The share ends with this call: until then the answer is being built.
+        let ((response, ops), _share) = self.large.read(view, hint, read).await?;
         self.counters.add(&ops);
-        result
+        Ok(response)
     }
 
     /// Compact. The physical form returns once the history is gone from the disk.
@@ -202,6 +241,19 @@ impl<N: Node> Api<N> {
         };
         self.node.propose(request).await.map(|_| ())
     }
+}
+
+/// Whether a request reads several keys at a revision that is not the newest.
+fn is_old(r: &pb::RangeRequest, newest: i64) -> bool {
+    !r.range_end.is_empty() && r.revision > 0 && r.revision < newest
+}
+
+/// An answer that keeps its share of memory until it is sent.
+fn held(mut answer: Encoded, share: Option<Share>) -> Encoded {
+    if let [body] = &mut answer.tail[..] {
+        *body = hold(std::mem::take(body), share);
+    }
+    answer
 }
 
 /// Bodies up to this size go into the copied head of a reply.

@@ -109,6 +109,7 @@ impl<N: Node> Api<N> {
     ) -> Result<(), Status> {
         self.admit(ctx, Learner::Refuses)?;
         while let Some(request) = requests.next().await {
+            let request = request.inspect_err(|e| self.count_failure("lease-keepalive", e));
             let id = request?.id;
             // Taken before the renewal: a response never claims a state it may not have seen.
             let revision = self.node.engine().view().revision();

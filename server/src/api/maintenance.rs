@@ -11,6 +11,7 @@ use quorate_proto::etcdserverpb::AlarmType;
 use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::time::Instant;
 
 /// Hashes of compacted revisions kept.
 const HASHES_MAX: usize = 10;
@@ -126,8 +127,10 @@ impl<N: Node> Api<N> {
         _: pb::HashRequest,
     ) -> Result<pb::HashResponse, Status> {
         self.admit(ctx, Learner::Refuses)?;
+        let since = Instant::now();
         let view = self.node.engine().view();
         let hash = view.rolling_hash();
+        self.observer.hashed(since.elapsed());
         Ok(pb::HashResponse {
             header: Some(self.node.header(view.revision())),
             hash: (hash ^ (hash >> 32)) as u32,
@@ -146,7 +149,7 @@ impl<N: Node> Api<N> {
         let hash = match self.hashes.at(r.revision) {
             Some(hash) => hash,
             None => self
-                .scan(move || view.hash_kv(r.revision))
+                .scan_hash(view, r.revision)
                 .await?
                 .map_err(engine_status)?,
         };
@@ -167,7 +170,22 @@ impl<N: Node> Api<N> {
         if !sensible || self.node.engine().stats().in_use_bytes > HASH_BEFORE_COMPACTION_BYTES_MAX {
             return None;
         }
-        self.scan(move || view.hash_kv(revision)).await.ok()?.ok()
+        self.scan_hash(view, revision).await.ok()?.ok()
+    }
+
+    async fn scan_hash(
+        &self,
+        view: engine::View,
+        revision: i64,
+    ) -> Result<engine::Result<HashKv>, Status> {
+        let observer = self.observer.clone();
+        self.scan(move || {
+            let since = Instant::now();
+            let hash = view.hash_kv(revision);
+            observer.hashed_revision(since.elapsed());
+            hash
+        })
+        .await
     }
 
     /// MoveLeader. To itself always succeeds; another voter needs a cluster of more than one.

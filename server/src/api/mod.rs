@@ -7,13 +7,15 @@
 //! 1. Checks run in etcd's order: learner rule, leader requirement, local quota, shape of the request,
 //!    then the node's own (back-pressure, size, consensus, apply).
 //! 2. A read takes one view and answers from it alone, so a response never mixes two states.
-//! 3. Long scans (hashes) run on a thread of their own, one at a time.
+//! 3. Long scans (hashes) run on a thread of their own, one at a time, and reads that turn out to be large on
+//!    a few reader threads, within a budget of bytes (see `large`).
 
 pub mod auth;
 pub mod cluster;
 pub mod context;
 pub mod health;
 pub mod kv;
+mod large;
 pub mod lease;
 pub mod maintenance;
 pub mod reply;
@@ -30,11 +32,33 @@ use crate::limits::Limits;
 use crate::node::Node;
 use crate::status::{Code, Status, errors};
 use crate::watch::Hub;
+use large::{Bounds, Large};
 use lease::LeaseIds;
 use maintenance::HashCache;
 use quorate_proto::etcdserverpb as pb;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
+
+/// What the services tell the metrics. Must not block. Nothing flows back.
+pub trait Observer: Send + Sync + 'static {
+    /// A Range was answered from a view.
+    fn ranged(&self, ok: bool, took: Duration);
+    /// Hash was answered.
+    fn hashed(&self, took: Duration);
+    /// The history up to a revision was hashed.
+    fn hashed_revision(&self, took: Duration);
+    /// A stream of a client failed while it was received; `api` is etcd's name of it.
+    fn stream_failed(&self, api: &'static str);
+}
+
+/// Nobody listens.
+impl Observer for () {
+    fn ranged(&self, _ok: bool, _took: Duration) {}
+    fn hashed(&self, _took: Duration) {}
+    fn hashed_revision(&self, _took: Duration) {}
+    fn stream_failed(&self, _api: &'static str) {}
+}
 
 /// The services of one member, on top of its node. Cheap to share behind an `Arc`.
 pub struct Api<N> {
@@ -44,6 +68,8 @@ pub struct Api<N> {
     hashes: HashCache,
     /// One permit: a scan of the whole store at a time.
     scans: Arc<Semaphore>,
+    large: Large,
+    observer: Arc<dyn Observer>,
     lessor: Arc<Lessor>,
     lease_ids: LeaseIds,
     /// One per network thread.
@@ -62,6 +88,8 @@ impl<N: Node> Api<N> {
     ) -> Api<N> {
         assert!(!hubs.is_empty(), "a member has a network thread");
         Api {
+            large: Large::new(Bounds::new(limits.request_timeout)),
+            observer: Arc::new(()),
             lessor,
             lease_ids: LeaseIds::new(node.identity().member_id),
             hubs: hubs.into(),
@@ -70,6 +98,18 @@ impl<N: Node> Api<N> {
             counters,
             hashes: HashCache::default(),
             scans: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Sends what happens to `observer`.
+    pub fn set_observer(&mut self, observer: Arc<dyn Observer>) {
+        self.observer = observer;
+    }
+
+    /// A stream's request could not be received; what the client itself ended does not count.
+    pub(crate) fn count_failure(&self, api: &'static str, status: &Status) {
+        if !matches!(status.code, Code::Canceled | Code::DeadlineExceeded) {
+            self.observer.stream_failed(api);
         }
     }
 
@@ -124,6 +164,9 @@ impl<N: Node> Api<N> {
             .map_err(|_| failed("the scan ended without a result".into()))
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 /// Whether a member that does not vote serves a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

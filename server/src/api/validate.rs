@@ -151,7 +151,8 @@ pub fn txn_is_serializable(r: &pb::TxnRequest) -> bool {
     ranges(r).all(|r| r.is_some_and(|r| r.serializable))
 }
 
-fn ranges(r: &pb::TxnRequest) -> impl Iterator<Item = Option<&pb::RangeRequest>> {
+/// The operations of both branches; `None` for one that is not a range.
+pub fn ranges(r: &pb::TxnRequest) -> impl Iterator<Item = Option<&pb::RangeRequest>> {
     r.success
         .iter()
         .chain(&r.failure)

@@ -38,6 +38,7 @@ impl<N: Node> Api<N> {
     ) -> Result<(), Status> {
         while let Some(request) = requests.next().await {
             stream.room().await;
+            let request = request.inspect_err(|status| self.count_failure("watch", status));
             let request = request?.request_union;
             let seen = self.seen();
             match request {

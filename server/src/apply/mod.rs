@@ -403,6 +403,7 @@ impl Applier {
         state.finish();
         self.counters.add(&txn::Ops {
             puts: 1,
+            put_bytes: (r.key.len() + r.value.len()) as u64,
             ..Default::default()
         });
         Ok(response)

@@ -22,6 +22,7 @@ impl Observer for () {
 pub struct Counters {
     in_use_bytes: AtomicU64,
     puts: AtomicU64,
+    put_bytes: AtomicU64,
     deletes: AtomicU64,
     ranges: AtomicU64,
     txns: AtomicU64,
@@ -31,6 +32,11 @@ impl Counters {
     /// Puts.
     pub fn puts(&self) -> u64 {
         self.puts.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the keys and values of puts.
+    pub fn put_bytes(&self) -> u64 {
+        self.put_bytes.load(Ordering::Relaxed)
     }
 
     /// Delete requests, whether or not a key was there.
@@ -65,6 +71,7 @@ impl Counters {
     pub(crate) fn add(&self, ops: &Ops) {
         for (counter, n) in [
             (&self.puts, ops.puts),
+            (&self.put_bytes, ops.put_bytes),
             (&self.deletes, ops.deletes),
             (&self.ranges, ops.ranges),
         ] {

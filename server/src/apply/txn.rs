@@ -262,6 +262,8 @@ impl<R: Reads> Check<'_, R> {
 pub struct Ops {
     /// Puts executed.
     pub puts: u64,
+    /// Bytes of their keys and values.
+    pub put_bytes: u64,
     /// Delete requests executed, whether or not a key was there.
     pub deletes: u64,
     /// Ranges executed.
@@ -327,6 +329,7 @@ fn execute_branch(
             }
             Some(Request::RequestPut(r)) => {
                 ops.puts += 1;
+                ops.put_bytes += (r.key.len() + r.value.len()) as u64;
                 Response::ResponsePut(put(state, r)?)
             }
             Some(Request::RequestDeleteRange(r)) => {

@@ -1,6 +1,7 @@
 //! Where the metrics come from: hooks for what must be measured when it happens, and one refresh
 //! before each scrape for everything that is state kept elsewhere.
 
+use crate::api;
 use crate::apply::{Alarms, Applier, Counters, Observer};
 use crate::lease::{LeaseHook, Lessor};
 use crate::limits::Limits;
@@ -88,8 +89,52 @@ impl node::Observer for NodeWork {
         }
     }
 
+    fn compaction_slice(&self, took: Duration) {
+        let milliseconds = &self.0.mvcc.compaction_pause_milliseconds;
+        milliseconds.observe(took.as_secs_f64() * 1e3);
+    }
+
+    fn log_appended(&self, took: Duration) {
+        self.0.disk.wal_write_seconds.observe(took.as_secs_f64());
+    }
+
     fn log_bytes(&self, total: u64) {
         self.0.disk.wal_write_bytes.set(total as i64);
+    }
+}
+
+/// The services; histograms with labels are looked up once.
+pub struct Served {
+    metrics: Arc<Metrics>,
+    ranges: [Histogram; 2],
+}
+
+impl Served {
+    /// Feeds these metrics.
+    pub fn new(metrics: Arc<Metrics>) -> Served {
+        let seconds = &metrics.server.range_seconds;
+        let ranges = ["false", "true"].map(|success| seconds.with_label_values(&[success]));
+        Served { metrics, ranges }
+    }
+}
+
+impl api::Observer for Served {
+    fn ranged(&self, ok: bool, took: Duration) {
+        self.ranges[usize::from(ok)].observe(took.as_secs_f64());
+    }
+
+    fn hashed(&self, took: Duration) {
+        self.metrics.mvcc.hash_seconds.observe(took.as_secs_f64());
+    }
+
+    fn hashed_revision(&self, took: Duration) {
+        let seconds = &self.metrics.mvcc.hash_rev_seconds;
+        seconds.observe(took.as_secs_f64());
+    }
+
+    fn stream_failed(&self, api: &'static str) {
+        let failures = &self.metrics.network.server_stream_failures;
+        failures.with_label_values(&["receive", api]).inc();
     }
 }
 
@@ -207,6 +252,11 @@ fn consensus(metrics: &Metrics, node: &NodeHandle, member: &str) {
         .set(node.proposals_pending() as i64);
     raise(&server.leader_changes_seen, node.shared().leader_changes());
     raise(&server.proposals_failed, node.shared().proposals_failed());
+    raise(&server.read_indexes_failed, node.shared().reads_failed());
+    raise(&server.slow_read_indexes, node.shared().reads_late());
+    server
+        .auth_revision
+        .set(crate::api::auth::AUTH_REVISION as i64);
     let view = node.engine().view();
     if let Ok(Some(version)) = crate::membership::cluster_version(&view) {
         // Labels carry major and minor only.
@@ -233,6 +283,7 @@ fn store(metrics: &Metrics, node: &NodeHandle, counters: &Counters) {
     let mvcc = &metrics.mvcc;
     raise(&mvcc.range, counters.ranges());
     raise(&mvcc.put, counters.puts());
+    mvcc.put_size.set(counters.put_bytes() as i64);
     raise(&mvcc.delete, counters.deletes());
     raise(&mvcc.txn, counters.txns());
     let view = node.engine().view();

@@ -200,16 +200,13 @@ group! {
         db_size_3_4: IntGauge = gauge("Allocated bytes of the store, under the name of 3.4", "etcd_debugging_mvcc_db_total_size_in_bytes");
         db_size: IntGauge = gauge("Allocated bytes of the store", "etcd_mvcc_db_total_size_in_bytes");
         db_size_in_use: IntGauge = gauge("Live bytes of the store", "etcd_mvcc_db_total_size_in_use_in_bytes");
-        db_open_read_transactions: IntGauge = gauge("Views of the store held by readers", "etcd_mvcc_db_open_read_transactions");
         current_revision: IntGauge = gauge("Newest revision", "etcd_debugging_mvcc_current_revision");
         compact_revision: IntGauge = gauge("Revision of the last compaction, -1 before the first", "etcd_debugging_mvcc_compact_revision");
         keys: IntGauge = gauge("Keys that exist", "etcd_debugging_mvcc_keys_total");
         put_size: IntGauge = gauge("Bytes of all puts since the start", "etcd_debugging_mvcc_total_put_size_in_bytes");
-        compaction_keys: IntCounter = counter("Versions removed by compaction", "etcd_debugging_mvcc_db_compaction_keys_total");
         compaction_last: IntGauge = gauge("Unix time of the end of the last compaction", "etcd_debugging_mvcc_db_compaction_last");
         compaction_pause_milliseconds: Histogram = histogram("Time of one slice of a compaction", "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds", exp(1.0, 2.0, 13));
         compaction_total_milliseconds: Histogram = histogram("Time of a whole compaction", "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds", exp(100.0, 2.0, 14));
-        index_compaction_milliseconds: Histogram = histogram("Time compaction spends on the index", "etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds", exp(0.5, 2.0, 14));
         hash_seconds: Histogram = histogram("Time of a hash over the whole store", "etcd_mvcc_hash_duration_seconds", exp(0.01, 2.0, 15));
         hash_rev_seconds: Histogram = histogram("Time of a hash at a revision", "etcd_mvcc_hash_rev_duration_seconds", exp(0.01, 2.0, 15));
     }
@@ -247,17 +244,8 @@ group! {
         wal_stalls: IntCounter = counter("Durable writes of the log that took longer than the election timeout", "quorate_wal_stalls_total");
         wal_stalled_seconds: Gauge = float_gauge("Time that the log's durable write under way has taken, if longer than the election timeout, else 0", "quorate_wal_stalled_seconds");
         backend_commit_seconds: Histogram = histogram("Time of a commit of the store", "etcd_disk_backend_commit_duration_seconds", exp(0.001, 2.0, 14));
-        backend_commit_rebalance_seconds: Histogram = histogram("Time a commit spends merging pages", "etcd_debugging_disk_backend_commit_rebalance_duration_seconds", exp(0.001, 2.0, 14));
-        backend_commit_spill_seconds: Histogram = histogram("Time a commit spends splitting pages", "etcd_debugging_disk_backend_commit_spill_duration_seconds", exp(0.001, 2.0, 14));
-        backend_commit_write_seconds: Histogram = histogram("Time a commit spends writing pages", "etcd_debugging_disk_backend_commit_write_duration_seconds", exp(0.001, 2.0, 14));
         backend_defrag_seconds: Histogram = histogram("Time of a defragmentation", "etcd_disk_backend_defrag_duration_seconds", exp(0.1, 2.0, 13));
-        backend_snapshot_seconds: Histogram = histogram("Time to stream a snapshot", "etcd_disk_backend_snapshot_duration_seconds", exp(0.01, 2.0, 17));
         defrag_inflight: IntGauge = gauge("1 while a defragmentation runs", "etcd_disk_defrag_inflight");
-        snap_fsync_seconds: Histogram = histogram("Time to make a raft snapshot durable", "etcd_snap_fsync_duration_seconds", exp(0.001, 2.0, 14));
-        snap_db_fsync_seconds: Histogram = histogram("Time to make a received snapshot durable", "etcd_snap_db_fsync_duration_seconds", exp(0.001, 2.0, 14));
-        snap_db_save_seconds: Histogram = histogram("Time to save a received snapshot", "etcd_snap_db_save_total_duration_seconds", exp(0.1, 2.0, 10));
-        snap_save_seconds: Histogram = histogram("Time to save a raft snapshot", "etcd_debugging_snap_save_total_duration_seconds", exp(0.001, 2.0, 14));
-        snap_marshalling_seconds: Histogram = histogram("Time to encode a raft snapshot", "etcd_debugging_snap_save_marshalling_duration_seconds", exp(0.001, 2.0, 14));
     }
 }
 

@@ -162,10 +162,12 @@ impl NodeLoop {
         }
         let work = &mut self.work.background;
         let since = *work.compacting_since.get_or_insert_with(Instant::now);
+        let begun = Instant::now();
         let writer = self.applier.writer();
         let progress = writer
             .compact_step(engine::Budget::default())
             .map_err(fatal)?;
+        self.observer.compaction_slice(begun.elapsed());
         if progress == engine::CompactProgress::Done {
             work.compacting = false;
             work.compacting_since = None;

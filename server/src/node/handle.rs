@@ -54,6 +54,8 @@ pub struct Shared {
     pub(super) no_room: AtomicBool,
     pub(super) leader_changes: AtomicU64,
     pub(super) proposals_failed: AtomicU64,
+    pub(super) reads_failed: AtomicU64,
+    pub(super) reads_late: AtomicU64,
 }
 
 impl Shared {
@@ -65,6 +67,16 @@ impl Shared {
     /// Proposals that failed or timed out.
     pub fn proposals_failed(&self) -> u64 {
         self.proposals_failed.load(Ordering::Relaxed)
+    }
+
+    /// Rounds of linearizable reads that failed.
+    pub fn reads_failed(&self) -> u64 {
+        self.reads_failed.load(Ordering::Relaxed)
+    }
+
+    /// Rounds of linearizable reads that took too long.
+    pub fn reads_late(&self) -> u64 {
+        self.reads_late.load(Ordering::Relaxed)
     }
 }
 
@@ -181,11 +193,17 @@ impl Node for NodeHandle {
             // Writes are acknowledged after their view is published, and nobody else can commit.
             return Ok(());
         }
-        let receiver = self.ask(Input::Read)?;
-        match tokio::time::timeout(self.inner.limits.request_timeout, receiver).await {
-            Err(_) => Err(errors::TIMEOUT),
-            Ok(Err(_)) => Err(errors::STOPPED),
-            Ok(Ok(result)) => result,
+        let shared = &self.inner.shared;
+        let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
+        let read = async { self.ask(Input::Read)?.await.unwrap_or(Err(errors::STOPPED)) };
+        match tokio::time::timeout(self.inner.limits.request_timeout, read).await {
+            Err(_) => {
+                count(&shared.reads_late);
+                Err(errors::TIMEOUT)
+            }
+            Ok(result) => result.inspect_err(|_| {
+                count(&shared.reads_failed);
+            }),
         }
     }
 

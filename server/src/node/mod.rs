@@ -48,6 +48,10 @@ pub trait Observer: Send + Sync + 'static {
     fn checkpoint(&self, took: Duration);
     /// The history below a compacted revision was dropped; this long after the first slice.
     fn compacted(&self, took: Duration);
+    /// One slice of dropping it took this long.
+    fn compaction_slice(&self, took: Duration);
+    /// A batch was handed to the log in this time; it was not durable then.
+    fn log_appended(&self, took: Duration);
     /// A defragmentation began, or ended after this long.
     fn defragmented(&self, took: Option<Duration>);
     /// Bytes written to the log since the start.
@@ -58,6 +62,8 @@ pub trait Observer: Send + Sync + 'static {
 impl Observer for () {
     fn checkpoint(&self, _took: Duration) {}
     fn compacted(&self, _took: Duration) {}
+    fn compaction_slice(&self, _took: Duration) {}
+    fn log_appended(&self, _took: Duration) {}
     fn defragmented(&self, _took: Option<Duration>) {}
     fn log_bytes(&self, _total: u64) {}
 }

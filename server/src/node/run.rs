@@ -445,7 +445,9 @@ impl NodeLoop {
         if !task.has_writes() {
             return Ok(());
         }
+        let begun = Instant::now();
         let mut appended = self.log.append(&entries, hard_state);
+        self.observer.log_appended(begun.elapsed());
         for _ in 0..RECLAIM_TRIES {
             if !matches!(appended, Err(raftlog::AppendError::NoSpace)) {
                 break;
