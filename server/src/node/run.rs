@@ -47,7 +47,7 @@ const IDLE: Duration = Duration::from_millis(50);
 /// How often calls that wait too long are looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
 /// Dirty bytes, in percent of the checkpoint threshold, beyond which proposals wait for the checkpoint.
-pub const DIRTY_PERCENT_MAX: u64 = 115;
+pub const DIRTY_PERCENT_MAX: u64 = 125;
 /// Bytes of proposals that wait for a leader at most; beyond, the newest are refused with
 /// `TOO_MANY_REQUESTS`. A proposal whose call has ended is forgotten.
 pub const HELD_BYTES_MAX: usize = MAILBOX_BYTES_MAX;
