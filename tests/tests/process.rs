@@ -13,7 +13,11 @@ use quorate_tests::server::{Program, Server, free_port};
 use tonic::transport::Endpoint;
 
 fn run(args: &[&str]) -> Output {
-    let mut command = Command::new(Program::quorate().unwrap().path);
+    let dir = tempfile::tempdir().unwrap();
+    let program = std::path::absolute(Program::quorate().unwrap().path).unwrap();
+    let mut command = Command::new(program);
+    // Where there is data some flags are not looked at.
+    command.current_dir(dir.path());
     command.args(args).stdin(Stdio::null()).output().unwrap()
 }
 
@@ -54,6 +58,11 @@ fn a_start_that_cannot_be_honoured_names_the_flag() {
             &["--initial-cluster=default=http://localhost:2380,b=http://h:1"],
             1,
             "--initial-cluster",
+        ),
+        (
+            &["--initial-cluster-state=existing"],
+            1,
+            "--initial-cluster-state",
         ),
         (&["--max-txn-ops=many"], 2, "--max-txn-ops"),
         (&["stray"], 2, "stray"),
@@ -213,7 +222,11 @@ async fn a_member_keeps_its_ids_whatever_the_flags_say() {
         .header
         .unwrap();
     server.kill();
-    server.set_args(&["--initial-cluster-token=second"]);
+    server.set_args(&[
+        "--initial-cluster-token=second",
+        "--initial-cluster-state=existing",
+        "--initial-cluster=a=http://a:2380,b=http://b:2380",
+    ]);
     server.restart().await;
     let after = Client::new(server.connect().await)
         .status()
