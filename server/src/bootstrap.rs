@@ -71,7 +71,9 @@ fn create_dir(path: &Path, sync: SyncDir<'_>) -> Result<(), String> {
         .ancestors()
         .take_while(|name| !name.as_os_str().is_empty() && !name.exists())
         .collect();
-    names.extend(path.ancestors().nth(names.len()));
+    let exists = path.ancestors().nth(names.len());
+    // Of a relative path the last one has no name.
+    names.extend(exists.filter(|name| !name.as_os_str().is_empty()));
     for name in names.into_iter().rev() {
         match fs::DirBuilder::new().mode(0o700).create(name) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists && !name.is_dir() => {

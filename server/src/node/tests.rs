@@ -602,6 +602,21 @@ fn those_whose_callers_went_away_are_let_go() {
 }
 
 #[test]
+fn reads_that_wait_for_their_round_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, _handle) = Setup::default().lead(dir.path());
+    let mut calls: Vec<Answer> = (0..1 << 16).map(|_| ask(&mut node, Input::Read)).collect();
+    assert!(calls.iter_mut().all(is_waiting));
+    let mut refused = ask(&mut node, Input::Read);
+    assert_eq!(refused.try_recv(), Ok(Err(errors::TOO_MANY_REQUESTS)));
+    node.rounds().unwrap();
+    for call in &mut calls {
+        assert_eq!(call.try_recv(), Ok(Ok(())));
+    }
+    assert!(node.work.reads.is_empty());
+}
+
+#[test]
 fn compactions_that_are_waited_for_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let (mut node, _handle) = Setup::default().lead(dir.path());
