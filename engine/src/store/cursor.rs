@@ -51,7 +51,7 @@ impl<'a> Cursor<'a> {
             root,
             tree,
             path: Vec::with_capacity(usize::from(root.level) + 1),
-            key: Vec::new(),
+            key: Vec::with_capacity(128),
             flags: 0,
             value: (0, 0),
             prefix_laid: false,

@@ -2,7 +2,7 @@
 //! rights, and a file system per run takes time.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// A mounted image; unmounted when dropped.
 pub struct Mounted {
@@ -10,14 +10,20 @@ pub struct Mounted {
     at: PathBuf,
 }
 
-/// Runs a program; what it said when it failed.
-fn run(program: &str, args: &[&str]) -> Result<(), String> {
+/// Runs a program; what it said, or what it said when it failed.
+pub fn run(program: &str, args: &[&str]) -> Result<String, String> {
+    run_on(program, args, Stdio::null())
+}
+
+/// As [`run`], with an input.
+pub fn run_on(program: &str, args: &[&str], input: Stdio) -> Result<String, String> {
     let ended = Command::new(program)
         .args(args)
+        .stdin(input)
         .output()
         .map_err(|error| format!("{program}: {error}"))?;
     if ended.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&ended.stdout).trim().into());
     }
     Err(format!(
         "{program} {}: {}",

@@ -3,7 +3,7 @@
 mod append_buf;
 mod defrag;
 mod full;
-mod loopback;
+pub(crate) mod loopback;
 mod model;
 mod random;
 mod scrub;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use engine::CompactProgress;
-use engine_peers::measure::{Times, mib, short, table, written_bytes};
+use engine_peers::measure::{Times, mib, short, table, waits, written_bytes};
 use engine_peers::{CACHE_BYTES, Pair, Peer, Quorate, Redb, VALUE_BYTES, key, load, value};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -22,6 +22,8 @@ struct Phase {
     puts: Times,
     /// The part of a put behind the log: apply, publish and a slice of compaction when one is due.
     applies: Times,
+    /// Those of them in which the writer waited for anything: a lock, a queue, the disk.
+    waited: Times,
     gets: Times,
 }
 
@@ -30,6 +32,7 @@ impl Phase {
         [
             ("durable put", &self.puts),
             ("apply and publish", &self.applies),
+            ("of these, those that waited", &self.waited),
             ("get", &self.gets),
         ]
         .into_iter()
@@ -86,11 +89,15 @@ fn phase(
             let batch = [pair(&mut rng, n)];
             phase.puts.time(|| {
                 ours.log_only(&batch);
-                phase.applies.time(|| {
-                    ours.apply(&batch);
-                    ours.publish();
-                    each(ours);
-                });
+                let (waits_before, started) = (waits(), Instant::now());
+                ours.apply(&batch);
+                ours.publish();
+                each(ours);
+                let took = started.elapsed();
+                phase.applies.record(took);
+                if waits() != waits_before {
+                    phase.waited.record(took);
+                }
             });
             puts += 1;
         }

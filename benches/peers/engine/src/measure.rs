@@ -28,6 +28,16 @@ pub fn process_cpu_micros() -> f64 {
     time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
 }
 
+/// How often this thread has waited for something: a lock, a queue, the disk. Being pushed off its core does not count.
+pub fn waits() -> i64 {
+    // SAFETY: an all-zero struct of integers is valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the call fills the struct it is given.
+    let failed = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) };
+    assert_eq!(failed, 0);
+    usage.ru_nvcsw
+}
+
 /// Bytes this process had the storage layer write so far.
 pub fn written_bytes() -> u64 {
     field("/proc/self/io", "write_bytes:")
@@ -89,6 +99,11 @@ impl Times {
         self.0
             .saturating_record(started.elapsed().as_nanos() as u64);
         result
+    }
+
+    /// Notes a time.
+    pub fn record(&mut self, took: std::time::Duration) {
+        self.0.saturating_record(took.as_nanos() as u64);
     }
 
     /// A quantile in microseconds.

@@ -1,6 +1,7 @@
 //! Tests of the store as a whole, with pages so small that trees get deep.
 
 mod basics;
+mod blocks;
 mod cache;
 mod crash;
 mod damage;
