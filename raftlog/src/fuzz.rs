@@ -145,7 +145,7 @@ fn put_right(segment: &mut [u8]) {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::HardState;

@@ -374,7 +374,7 @@ fn record_facts(record: Option<Record<'_>>) -> RecordFacts<'_> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::tests::harness::entry;

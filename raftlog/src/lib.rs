@@ -58,7 +58,7 @@ mod state;
 mod sync;
 mod types;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 
 pub use error::{AppendError, OpenError, ReadError, Refusal};

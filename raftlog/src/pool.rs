@@ -10,9 +10,6 @@
 //! 4. Whoever waits is woken by every change that could end the wait: a segment becoming staged or
 //!    free, the disk being found full, a failure, the end.
 
-#[cfg(all(test, loom))]
-mod loom;
-
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -246,20 +243,10 @@ impl<F> Pool<F> {
 
     /// Sleeps until something changes, at most for `limit`. Returns at once at the end, if segments
     /// were retired, and with `unless_urgent` if someone waits for a segment.
-    #[cfg(not(loom))]
     pub fn rest(&self, limit: Duration, unless_urgent: bool) {
         let state = self.lock();
         if !state.must_not_rest(unless_urgent) {
             drop(self.changed.wait_timeout(state, limit));
-        }
-    }
-
-    /// Under loom there is no time: one wait for one change.
-    #[cfg(loom)]
-    pub fn rest(&self, _limit: Duration, unless_urgent: bool) {
-        let state = self.lock();
-        if !state.must_not_rest(unless_urgent) {
-            drop(self.changed.wait(state));
         }
     }
 

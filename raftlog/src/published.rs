@@ -15,9 +15,6 @@ use crate::index::{BatchRef, Index};
 use crate::sync::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 
-#[cfg(all(test, loom))]
-mod loom;
-
 /// A segment that readers may be sent to. `F` is its file.
 #[derive(Clone)]
 pub(crate) struct Source<F> {

@@ -169,7 +169,7 @@ fn read_verified(file: &dyn SegFile, batch: &BatchRef, seg_id: u64) -> io::Resul
     Ok(good.then_some(buffer))
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::index::Index;

@@ -1,6 +1,6 @@
-//! The one switch between the standard library's locks and loom's.
+//! The locks of the modules whose hand-overs are modelled, in one place.
+//!
+//! `tests/loom` compiles those modules a second time with loom's in their stead, and tries every
+//! interleaving. So they name these, and nothing of `std::sync` directly.
 
-#[cfg(loom)]
-pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
-#[cfg(not(loom))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};

@@ -138,7 +138,7 @@ impl Drop for Watcher {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

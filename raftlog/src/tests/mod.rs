@@ -4,6 +4,7 @@ mod beside;
 mod crash;
 mod damage;
 mod every;
+mod handover;
 pub(crate) mod harness;
 mod mounts;
 mod plain;

@@ -1,16 +1,9 @@
 //! Every interleaving of small hand-overs: no lost wake-up, no segment lost or given twice.
-//!
-//! Run with `RUSTFLAGS="--cfg loom" cargo test -p raftlog --lib --release pool::loom`.
 
-use super::{Job, NoSegment, Pool, Retired};
+use crate::model;
+use crate::pool::{Job, NoSegment, Pool, Retired};
 use loom::sync::Arc;
 use loom::thread;
-
-fn model(f: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
-    builder.check(f);
-}
 
 /// The background's loop over files that are numbers: `made` may be filled before the disk is full.
 fn background(pool: Arc<Pool<u32>>, made: u32) {

@@ -3,22 +3,15 @@
 //! A file is a cell that holds the number of the batch written to it last. A reader that was sent there
 //! for one batch and finds another must come to the conclusion that the log has moved on, never that it
 //! is damaged, and must never take the other batch for the one it wanted.
-//!
-//! Run with `RUSTFLAGS="--cfg loom" cargo test -p raftlog --lib --release loom`.
 
-use super::{Absent, Published, Source};
 use crate::index::{BatchRef, Index};
+use crate::model;
+use crate::published::{Absent, Published, Source};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
 type Cell = Arc<AtomicU64>;
-
-fn model(f: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(f);
-}
 
 fn batch(index: u64, segment: u64, batch_seq: u64) -> BatchRef {
     BatchRef {
