@@ -3,7 +3,8 @@
 //! Frames are immutable and shared by reference count: evicting one never disturbs a reader that holds it. Eviction
 //! follows two queues: newcomers pass a short one, and only what is asked for again, or comes back soon after it was
 //! thrown out, enters the long one. A scan therefore pushes out little but itself. Inner pages enter the long queue
-//! at once.
+//! at once. Pages that the newest state has replaced go before all others: in a busy store they would soon be most of
+//! what is held.
 //!
 //! Invariants:
 //! 1. The frames held never exceed the limit, in bytes, after any call.
@@ -74,6 +75,10 @@ struct Held {
     cost: u32,
     /// Times asked for since it last reached the end of a queue, at most `USES_MAX`.
     uses: u8,
+    /// It stands in the long queue.
+    long: bool,
+    /// Only readers of older states may ask for it.
+    retired: bool,
 }
 
 /// A [`Frame`] as the table keeps it.
@@ -117,6 +122,10 @@ struct Shard {
     map: AddrMap<Slot>,
     short: VecDeque<Addr>,
     long: VecDeque<Addr>,
+    /// Addresses of retired frames, which go first.
+    retired: VecDeque<Addr>,
+    /// Entries of the queues whose frames went out of turn, at least.
+    vacant: usize,
     /// Addresses thrown out of the short queue lately.
     ghosts: VecDeque<Addr>,
     ghost_set: AddrMap<()>,
@@ -250,6 +259,17 @@ impl Cache {
         }
     }
 
+    /// Says that the newest state holds this frame no more: when room is needed it goes first.
+    pub fn retire(&self, addr: Addr) {
+        let mut shard = self.shard(addr);
+        if let Some(Slot::Held(held)) = shard.map.get_mut(&addr)
+            && !held.retired
+        {
+            held.retired = true;
+            shard.retired.push_back(addr);
+        }
+    }
+
     /// Puts in a frame that was just written.
     pub fn insert(&self, addr: Addr, frame: Frame) {
         let mut shard = self.shard(addr);
@@ -340,6 +360,8 @@ impl Shard {
             frame: Kept::new(frame),
             cost: cost as u32,
             uses: if inner { USES_MAX } else { 0 },
+            long: inner || returning,
+            retired: false,
         };
         self.map.insert(addr, Slot::Held(held));
         let mut evicted = Vec::new();
@@ -351,6 +373,9 @@ impl Shard {
 
     /// One step of a queue: throws out its oldest frame or gives it another round.
     fn evict(&mut self, limit: usize) -> Option<Kept> {
+        if let Some(addr) = self.retired.pop_front() {
+            return self.evict_retired(addr);
+        }
         if self.short_bytes > limit / 10 || self.long.is_empty() {
             self.evict_short(limit)
         } else {
@@ -358,14 +383,38 @@ impl Shard {
         }
     }
 
+    fn evict_retired(&mut self, addr: Addr) -> Option<Kept> {
+        let Some(Slot::Held(held)) = self.map.get(&addr) else {
+            return None;
+        };
+        if !held.retired {
+            return None;
+        }
+        if !held.long {
+            self.short_bytes -= held.cost as usize;
+        }
+        let frame = self.drop_held(addr);
+        self.vacant += 1;
+        if self.vacant > 64 + self.map.len() {
+            self.vacant = 0;
+            let map = &self.map;
+            let stands = |addr: &Addr, long| matches!(map.get(addr), Some(Slot::Held(held)) if held.long == long);
+            self.short.retain(|addr| stands(addr, false));
+            self.long.retain(|addr| stands(addr, true));
+        }
+        frame
+    }
+
     fn evict_short(&mut self, limit: usize) -> Option<Kept> {
         let addr = self.short.pop_front()?;
-        let Some(Slot::Held(held)) = self.map.get_mut(&addr) else {
-            return None;
+        let held = match self.map.get_mut(&addr) {
+            Some(Slot::Held(held)) if !held.long => held,
+            _ => return None,
         };
         self.short_bytes -= held.cost as usize;
         if held.uses > 0 {
             held.uses = 0;
+            held.long = true;
             self.long.push_back(addr);
             return None;
         }
@@ -381,8 +430,9 @@ impl Shard {
 
     fn evict_long(&mut self) -> Option<Kept> {
         let addr = self.long.pop_front()?;
-        let Some(Slot::Held(held)) = self.map.get_mut(&addr) else {
-            return None;
+        let held = match self.map.get_mut(&addr) {
+            Some(Slot::Held(held)) if held.long => held,
+            _ => return None,
         };
         if held.uses > 0 {
             held.uses -= 1;

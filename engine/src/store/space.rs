@@ -24,7 +24,7 @@ use super::btree::{Kid, Root};
 use super::error::Result;
 use super::lock;
 use super::node::Node;
-use super::page::PageMut;
+use super::page::{Addr, PageMut};
 use super::pages::Pages;
 use super::runs::{self, MemRun};
 use super::shared::{JobDone, Shared};
@@ -160,9 +160,15 @@ impl Space {
             units: page_units,
         };
         match kid {
-            Kid::Disk(addr) => self.dropped.push((self.made, at(addr.unit))),
+            Kid::Disk(addr) => {
+                self.dropped.push((self.made, at(addr.unit)));
+                self.shared.pages.cache.retire(*addr);
+            }
             Kid::Mem(node) => match node.addr.get() {
-                Some(addr) => self.dropped.push((self.made, at(addr.unit))),
+                Some(addr) => {
+                    self.dropped.push((self.made, at(addr.unit)));
+                    self.shared.pages.cache.retire(*addr);
+                }
                 None if node.made == self.made => self.own_pages -= 1,
                 None => {
                     match self.is_frozen(node) {
@@ -250,7 +256,13 @@ impl Space {
                 unwritten.freed = Some(self.made);
                 self.dropped.push((self.made, extent));
             }
-            None => self.dropped.push((self.made, extent)),
+            None => {
+                self.dropped.push((self.made, extent));
+                self.shared.pages.cache.retire(Addr {
+                    unit: run.unit,
+                    birth: run.birth,
+                });
+            }
         }
     }
 

@@ -86,3 +86,49 @@ fn many_readers_one_load() {
     }
     assert_eq!(loads.load(Ordering::Relaxed), 50);
 }
+
+/// What was retired goes first, whatever its use; what is warm stays; queues and books stay bounded and right.
+#[test]
+fn retired_frames_go_first() {
+    let cache = Cache::new(1_000_000, 4096);
+    let load = |unit| cache.get_or_load(addr(unit), || run_of(4096)).unwrap();
+    let misses = || cache.stats().misses;
+    let hot: Vec<u64> = (0..150).collect();
+    for _ in 0..5 {
+        hot.iter().for_each(|unit| drop(load(*unit)));
+    }
+    let rounds = |retire: bool, from: u64| {
+        let before = misses();
+        for round in 0..200 {
+            // As checkpoints do: new pages in, used a while, replaced by others.
+            for i in 0..60 {
+                let unit = from + round * 60 + i;
+                cache.insert(addr(unit), run_of(4096).unwrap());
+                for _ in 0..3 {
+                    load(unit);
+                }
+                if retire {
+                    cache.retire(addr(unit));
+                }
+            }
+            if round % 10 == 0 {
+                hot.iter().for_each(|unit| drop(load(*unit)));
+            }
+            assert!(cache.stats().bytes <= 1_000_000);
+        }
+        misses() - before
+    };
+    let retiring = rounds(true, 10_000);
+    assert!(retiring < 50, "{retiring} warm pages were thrown out");
+    // Negative control.
+    let keeping = rounds(false, 100_000);
+    assert!(keeping > 1000, "only {keeping} misses");
+    // A retired frame can be had as long as it is here, and comes back when asked for again.
+    cache.retire(addr(3));
+    load(3);
+    for unit in 0..400 {
+        load(500_000 + unit);
+    }
+    load(3);
+    assert!(cache.stats().bytes <= 1_000_000);
+}
