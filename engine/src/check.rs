@@ -26,6 +26,18 @@ use crate::record::{Live, RUN, ValueRef, decode_record, run_ref};
 use crate::source::{LIVE, RunRef, Source, Store, TreeId};
 use crate::types::{Error, Result, Revision};
 
+fn broken(what: String) -> Error {
+    Error::Corrupt(format!("check: {what}"))
+}
+
+macro_rules! ensure {
+    ($cond:expr, $($text:tt)*) => {
+        if !$cond {
+            return Err(broken(format!($($text)*)));
+        }
+    };
+}
+
 /// What the checker saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
@@ -103,6 +115,31 @@ pub(crate) fn check_file(store: &Store, view: &View) -> Result<FileReport> {
     }
 }
 
+/// What an opening can see at once: that history ends where the state says, with the number of events that it says.
+pub(crate) fn check_opened(view: &View) -> Result<()> {
+    let meta = &view.inner.meta;
+    match view.reader().history().last_sealed()? {
+        Some(entry) => {
+            let events = entry.first_seq + u64::from(entry.events);
+            ensure!(
+                entry.last.main == meta.revision && events == meta.next_seq,
+                "the state is at revision {} after {} events, its history at {} after {events}",
+                meta.revision,
+                meta.next_seq,
+                entry.last.main
+            );
+        }
+        // A new state, or one that was loaded.
+        None => ensure!(
+            meta.next_seq == 0 && meta.revision == meta.compact_revision.max(1),
+            "the state is at revision {} after {} events, and has no history",
+            meta.revision,
+            meta.next_seq
+        ),
+    }
+    Ok(())
+}
+
 /// Adds the runs an entry owns. `read` gives the contents of a chunk.
 pub(crate) fn owned_runs(
     read: &dyn Fn(RunRef) -> Result<bytes::Bytes>,
@@ -170,18 +207,6 @@ pub(crate) fn check(view: &View) -> Result<CheckReport> {
     checker.system()?;
     checker.report.value_runs = checker.runs.len() as u64;
     Ok(checker.report)
-}
-
-fn broken(what: String) -> Error {
-    Error::Corrupt(format!("check: {what}"))
-}
-
-macro_rules! ensure {
-    ($cond:expr, $($text:tt)*) => {
-        if !$cond {
-            return Err(broken(format!($($text)*)));
-        }
-    };
 }
 
 impl Checker<'_> {

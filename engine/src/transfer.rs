@@ -14,7 +14,6 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::events::log::ChunkEntry;
 use crate::mvcc::reader::lease_key;
 use crate::mvcc::{Txn, View, Writer};
 use crate::record::{Anchors, Live, ValueRef, encode_record};
@@ -228,11 +227,7 @@ impl Writer {
         if let Some(last) = self.log.last() {
             return Ok(Some(last));
         }
-        let mut cursor = self.store.cursor(TreeId::E);
-        if !cursor.seek_last()? {
-            return Ok(None);
-        }
-        let (_, entry) = ChunkEntry::decode(cursor.key(), cursor.value())?;
-        Ok(Some(entry.last))
+        let last = self.reader(None).history().last_sealed()?;
+        Ok(last.map(|entry| entry.last))
     }
 }

@@ -373,6 +373,8 @@ pub struct Stats {
     pub checkpoint_total_micros: u64,
     /// Publications since the oldest view that is still held; 0 when that is the newest.
     pub oldest_pin_lag: u64,
+    /// Pieces of background I/O that waited because of [`Engine::disk_wanted`](crate::Engine).
+    pub gave_way: u64,
     /// Bytes moved towards the front of the file since the engine was opened.
     pub moved_bytes: u64,
     /// Size towards which defragmentation works; 0 before it first looked.

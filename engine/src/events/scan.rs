@@ -222,6 +222,15 @@ impl<'a, S: Source> History<'a, S> {
         })
     }
 
+    /// The newest sealed chunk.
+    pub(crate) fn last_sealed(&self) -> Result<Option<ChunkEntry>> {
+        let mut cursor = self.src.cursor(TreeId::E, false);
+        if !cursor.seek_last()? {
+            return Ok(None);
+        }
+        ChunkEntry::decode(cursor.key(), cursor.value()).map(|(_, entry)| Some(entry))
+    }
+
     /// Every chunk that is sealed, oldest first.
     pub(crate) fn sealed(
         &self,

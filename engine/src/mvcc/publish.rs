@@ -74,6 +74,7 @@ impl Engine {
                 meta: meta.clone(),
             }),
         };
+        crate::check::check_opened(&view)?;
         // The older meta slot may still be the one to fall back to, so nothing counts as the
         // previous checkpoint until there is a new one.
         let scrubber = Scrubber::start(&store, &options).map_err(Error::Io)?;
@@ -166,6 +167,7 @@ impl Engine {
             oldest_pin_lag: store
                 .oldest_pin
                 .map_or(0, |pin| store.newest_publish.saturating_sub(pin)),
+            gave_way: store.gave_way,
             moved_bytes: store.moved_bytes,
             defrag_goal_bytes: store.defrag_goal_bytes,
             defragmenting: store.defragmenting,
@@ -199,6 +201,12 @@ impl Engine {
     /// not needed any more, even if the newest checkpoint turns out unreadable.
     pub fn previous_durable_applied(&self) -> Applied {
         lock(&self.shared.durable).previous
+    }
+
+    /// Says that somebody waits for the disk, as for a write of the log, or does no more. Checkpoints,
+    /// defragmentation and the scrubber then hold their next piece back, two milliseconds at most.
+    pub fn disk_wanted(&self, wanted: bool) {
+        self.shared.store.disk_wanted(wanted);
     }
 
     /// Reads and verifies, at once and at full speed, all that the newest durable checkpoint reaches, and goes on behind

@@ -487,6 +487,7 @@ pub(super) fn write(shared: &Shared, writes: &[(u64, &[u8])]) -> Result<u64, Sto
         return Ok(0);
     }
     make_room(shared)?;
+    shared.give_way();
     shared
         .pages
         .file

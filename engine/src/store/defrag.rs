@@ -159,6 +159,7 @@ impl Walk<'_> {
             let until = (start + BLOCK).min(file_units);
             let mut block = AlignedBuf::new(((until - start) as usize) * geo.unit_bytes);
             let pages = &self.shared.pages;
+            self.shared.give_way();
             if pages
                 .read_at(start, &mut block, "looking for what to move")
                 .is_err()

@@ -58,6 +58,7 @@ impl Store {
         bytes: u64,
         visit: &mut ScrubVisitor<'_>,
     ) -> ScrubSlice {
+        self.shared.give_way();
         let pinned = PinnedDurable::new(&self.shared);
         let mut slice = Slice {
             pages: &self.shared.pages,

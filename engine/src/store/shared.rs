@@ -70,6 +70,8 @@ pub(super) struct Counters {
     pub newest_publish: AtomicU64,
     /// Bytes moved towards the front.
     pub moved_bytes: AtomicU64,
+    /// Times that background work waited for somebody else's use of the disk.
+    pub gave_way: AtomicU64,
 }
 
 pub(super) struct Shared {
@@ -85,6 +87,8 @@ pub(super) struct Shared {
     pub callbacks: Mutex<Vec<Callback>>,
     pub counters: Counters,
     pub no_space: AtomicBool,
+    /// Somebody waits for the disk: background work gives way.
+    pub wanted: AtomicBool,
     pub file_len: AtomicU64,
     /// Checkpoints to come that cut the free end off.
     pub shrinks: AtomicU64,
@@ -141,6 +145,7 @@ impl Shared {
             callbacks: Mutex::default(),
             counters: Counters::default(),
             no_space: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
             file_len: AtomicU64::new(setup.file_len),
             shrinks: AtomicU64::new(0),
             tail: Mutex::default(),
@@ -187,6 +192,24 @@ impl Shared {
         // Before the writer can take the units again: what it puts there must not be forgotten.
         self.pages
             .forget_mem_runs(freed.iter().map(|extent| extent.unit));
+    }
+
+    /// Called before each piece of background I/O: waits while somebody else wants the disk, but not for long, so that
+    /// the work goes on whatever happens.
+    pub fn give_way(&self) {
+        const PAUSE: std::time::Duration = std::time::Duration::from_micros(50);
+        const PAUSES_MAX: u32 = 40;
+        let wanted = || self.background && self.wanted.load(Ordering::Relaxed);
+        if !wanted() {
+            return;
+        }
+        self.counters.gave_way.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..PAUSES_MAX {
+            std::thread::sleep(PAUSE);
+            if !wanted() {
+                break;
+            }
+        }
     }
 
     // --- ends ----------------------------------------------------------------------------------------------------
@@ -268,6 +291,7 @@ impl Shared {
             checkpoint_bytes: get(&self.counters.bytes),
             checkpoint_last_micros: get(&self.counters.last_micros),
             checkpoint_total_micros: get(&self.counters.total_micros),
+            gave_way: get(&self.counters.gave_way),
             moved_bytes: get(&self.counters.moved_bytes),
             defrag_goal_bytes: get(&self.defrag_goal) * unit,
             defragmenting: get(&self.shrinks) > 0,

@@ -97,6 +97,11 @@ impl Store {
         lock(&self.shared.tail).runs()
     }
 
+    /// Whether somebody waits for the disk; background work then holds its next piece back for a moment.
+    pub fn disk_wanted(&self, wanted: bool) {
+        self.shared.wanted.store(wanted, Ordering::Relaxed);
+    }
+
     /// Figures of this moment.
     pub fn stats(&self) -> StoreStats {
         self.shared.stats()

@@ -227,6 +227,8 @@ pub struct StoreStats {
     pub checkpoint_bytes: u64,
     pub checkpoint_last_micros: u64,
     pub checkpoint_total_micros: u64,
+    /// Pieces of background I/O that waited for somebody else's use of the disk.
+    pub gave_way: u64,
     /// Bytes that defragmentation has moved since the store was opened.
     pub moved_bytes: u64,
     /// Size towards which defragmentation works; 0 before it first looked.

@@ -295,6 +295,24 @@ impl Batches {
     }
 }
 
+/// Background work waits for those who want the disk, and ends all the same when they never stop.
+#[test]
+fn background_work_gives_way() {
+    let mut run = Run::new(|_| {});
+    run.put(1);
+    run.checkpoint();
+    assert_eq!(run.engine.stats().gave_way, 0);
+    run.engine.disk_wanted(true);
+    run.put(2);
+    run.checkpoint();
+    let waited = run.engine.stats().gave_way;
+    assert!(waited > 0);
+    run.engine.disk_wanted(false);
+    run.put(3);
+    run.checkpoint();
+    assert_eq!(run.engine.stats().gave_way, waited);
+}
+
 /// Figures, printed and never judged: with `QUORATE_KEYS=1000000` in release mode and `--nocapture`. The default is a
 /// smoke run of the same code.
 #[test]

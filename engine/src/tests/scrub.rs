@@ -177,3 +177,26 @@ fn the_thread_reports_and_ends() {
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(engine.scrub_report().passes, ended);
 }
+
+/// A state whose history does not end where it says is refused at once.
+#[test]
+fn history_that_does_not_fit_the_state_is_refused() {
+    for drop_last in [false, true] {
+        let dir = tempfile::tempdir().expect("dir");
+        let (engine, mut writer) = Engine::open(options(dir.path())).expect("opens");
+        fill(&mut writer, &mut StdRng::seed_from_u64(4), 300);
+        checkpoint(&engine, &mut writer, 1);
+        if drop_last {
+            let mut cursor = writer.store.cursor(crate::source::TreeId::E);
+            cursor.seek_last().expect("reads");
+            let key = cursor.key().to_vec();
+            drop(cursor);
+            let removed = writer.store.remove(crate::source::TreeId::E, &key);
+            assert!(removed.expect("removes"));
+            checkpoint(&engine, &mut writer, 2);
+        }
+        drop((engine, writer));
+        let opened = Engine::open(options(dir.path())).map(|_| ());
+        assert_eq!(opened.is_err(), drop_last, "{opened:?}");
+    }
+}

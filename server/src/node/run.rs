@@ -456,7 +456,11 @@ impl NodeLoop {
             appended = self.log.append(&entries, hard_state);
         }
         let appended = appended.map_err(|e| fatal(format!("the log takes no more: {e}")))?;
-        if !self.log.sync().covers(appended) {
+        // Checkpoints and what else writes or reads in the background let the log go first.
+        self.handle.engine.disk_wanted(true);
+        let durable = self.log.sync();
+        self.handle.engine.disk_wanted(false);
+        if !durable.covers(appended) {
             return Err(fatal("the log could not make an append durable"));
         }
         self.work.unsealed = Some(Instant::now());
