@@ -257,6 +257,9 @@ pub(crate) fn open_sized(
             WalBackend::Uring => engine::IoBackend::Uring,
             WalBackend::Sync => engine::IoBackend::Sync,
         },
+        on_damage: Some(engine::FatalHook(Arc::new(|line: &str| {
+            tracing::error!("the scrubber found damage: {line}");
+        }))),
         ..engine::Options::new(&layout.store)
     })
     .map_err(|e| e.to_string())?;
