@@ -36,8 +36,18 @@ mod spare {
 
     static PAGES: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
 
+    /// Nobody waits for a spare page: while another thread is at them, memory comes from the allocator. The writer copies
+    /// pages while the checkpoint drops thousands; whoever holds the lock may have lost its core.
+    fn pages() -> Option<std::sync::MutexGuard<'static, Vec<Box<[u8]>>>> {
+        match PAGES.try_lock() {
+            Ok(pages) => Some(pages),
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(std::sync::TryLockError::WouldBlock) => None,
+        }
+    }
+
     pub fn copy_of(page: &[u8]) -> Box<[u8]> {
-        let spare = crate::store::lock(&PAGES).pop();
+        let spare = pages().and_then(|mut pages| pages.pop());
         match spare {
             Some(mut buf) if buf.len() == page.len() => {
                 buf.copy_from_slice(page);
@@ -51,8 +61,9 @@ mod spare {
         if buf.is_empty() {
             return;
         }
-        let mut pages = crate::store::lock(&PAGES);
-        if pages.len() < PAGES_MAX {
+        if let Some(mut pages) = pages()
+            && pages.len() < PAGES_MAX
+        {
             pages.push(buf);
         }
     }
