@@ -267,6 +267,7 @@ fn unsafe_code_stays_in_its_leaves() {
         "raftlog/src/buffer.rs",
         "raftlog/src/tests/",
         "engine/src/store/tests/figures.rs",
+        "engine/tests/loom/",
         "server/src/net/",
         "server/src/metrics/process.rs",
         "benches/",
