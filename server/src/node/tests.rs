@@ -165,9 +165,19 @@ fn is_waiting(answer: &mut Answer) -> bool {
     answer.try_recv() == Err(oneshot::error::TryRecvError::Empty)
 }
 
+/// Nothing may hang; far more than anything takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Ends what would wait for ever.
+fn within<T>(future: impl Future<Output = T>) -> T {
+    block_on(async { tokio::time::timeout(PATIENCE, future).await }).expect("waits for ever")
+}
+
 /// Runs the background until a checkpoint has ended.
 fn checkpoint(node: &mut NodeLoop) {
+    let began = Instant::now();
     while !node.work.background.is_checkpointing() {
+        assert!(began.elapsed() < PATIENCE, "no checkpoint begins");
         node.background().unwrap();
     }
     node.join_checkpoint().unwrap();
@@ -220,8 +230,8 @@ fn a_loop_that_panics_ends_every_call_and_says_that_it_has_stopped() {
         block_on(handle.propose(grant(7))).unwrap_err(),
         errors::STOPPED
     );
-    assert!(block_on(inside).is_err(), "nobody will answer");
-    block_on(handle.stopped());
+    assert!(within(inside).is_err(), "nobody will answer");
+    within(handle.stopped());
     assert_eq!(
         block_on(handle.propose(put("k", "v"))).unwrap_err(),
         errors::STOPPED
@@ -242,9 +252,9 @@ fn what_the_loop_did_not_take_ends_with_it() {
     let (_, proposed) = handle.inner.completions.register().unwrap();
     drop(Ended(node.handle.clone()));
     for answer in waiting {
-        assert!(block_on(answer).is_err(), "nobody will answer");
+        assert!(within(answer).is_err(), "nobody will answer");
     }
-    assert_eq!(block_on(proposed).unwrap(), Err(errors::STOPPED));
+    assert_eq!(within(proposed).unwrap(), Err(errors::STOPPED));
     assert!(handle.ask(Input::Defragment).is_err());
 }
 
@@ -533,7 +543,7 @@ fn memory_that_no_checkpoint_can_empty_takes_no_more_proposals() {
     node.work.background.retry_at = Instant::now() + Duration::from_secs(3600);
     apply_all(&mut node, (0..1000).map(|i| put(&scattered(i), "v")));
     assert_eq!(
-        block_on(handle.propose(put("k", "v"))).unwrap_err(),
+        within(handle.propose(put("k", "v"))).unwrap_err(),
         errors::NO_SPACE
     );
     node.work.background.retry_at = Instant::now();
