@@ -199,14 +199,22 @@ impl<N: Node> Api<N> {
 
     /// Proposes. When apply answers `NO_SPACE` and no alarm explains it, this member has reached its
     /// quota, and the alarm is raised before the answer goes out.
-    pub(crate) async fn propose(&self, request: pb::InternalRaftRequest) -> Result<Reply, Status> {
-        let result = self.node.propose(request).await;
-        if matches!(&result, Err(status) if *status == errors::NO_SPACE)
-            && !self.alarms()?.any(AlarmType::Nospace)
-        {
-            self.raise_no_space().await?;
+    ///
+    /// The request is handed on before this returns, so that no future carries it about.
+    pub(crate) fn propose(
+        &self,
+        request: pb::InternalRaftRequest,
+    ) -> impl Future<Output = Result<Reply, Status>> + Send + use<'_, N> {
+        let proposed = self.node.propose(request);
+        async move {
+            let result = proposed.await;
+            if matches!(&result, Err(status) if *status == errors::NO_SPACE)
+                && !self.alarms()?.any(AlarmType::Nospace)
+            {
+                Box::pin(self.raise_no_space()).await?;
+            }
+            result
         }
-        result
     }
 
     fn alarms(&self) -> Result<Alarms, Status> {
@@ -220,7 +228,8 @@ impl<N: Node> Api<N> {
         {
             return Ok(());
         }
-        self.raise_no_space().await?;
+        // Boxed: it is rare, and would make every future of a write larger.
+        Box::pin(self.raise_no_space()).await?;
         Err(errors::NO_SPACE)
     }
 

@@ -120,10 +120,6 @@ pub enum Route {
 }
 
 /// A request over HTTP/2 under way.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are calls, and a box would be their only one"
-)]
 pub enum Served {
     /// A call.
     Grpc(grpc::Exchange),

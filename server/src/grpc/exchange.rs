@@ -7,10 +7,10 @@
 //!    is answered with its status alone.
 
 use super::channel::{Framed, Out, Receiver, Sender, channel};
-use super::frame::{Decoder, no_decompressor};
+use super::frame::{Decoder, at_once, no_decompressor};
 use super::inbound::Inbox;
 use super::metadata::{ClientVersion, GRPC, Metadata, encode_message};
-use super::router::{Answering, Boxed, Call, Handler, Message, Router, Streaming, Unary};
+use super::router::{Answering, Boxed, Call, Handler, Message, Router, Streaming};
 use crate::api::RequestCtx;
 use crate::net::h2::{self, Head};
 use crate::net::{Answer, Connection};
@@ -42,7 +42,9 @@ const OK_HEADERS: &[u8] = b"\x88\x0f\x10\x10application/grpc";
 const OK_TRAILERS: &[u8] = b"\0\x0bgrpc-status\x010";
 
 /// What the head of a call says.
-pub struct Route {
+pub struct Route(Arc<Known>);
+
+struct Known {
     target: Target,
     /// The headers of the answer, unless the call is refused.
     headers: Bytes,
@@ -78,7 +80,7 @@ impl Route {
         if let Some(unknown) = encoding.as_deref().filter(|e| *e != "identity") {
             return Route::refused(200, no_decompressor(unknown), content_type);
         }
-        Route {
+        Route(Arc::new(Known {
             target: Target::Handler {
                 handler: handler.clone(),
                 ctx: metadata.ctx,
@@ -92,63 +94,89 @@ impl Route {
                 false => headers(200, &content_type).into(),
             },
             content_type,
-        }
+        }))
     }
 
     fn refused(http: u16, status: Status, content_type: Bytes) -> Route {
-        Route {
+        Route(Arc::new(Known {
             target: Target::Refused { http, status },
             headers: Bytes::new(),
             content_type,
-        }
+        }))
     }
 
     /// Begins a call with this head.
     pub fn begin(&self, connection: &Arc<Connection>) -> Exchange {
-        let mut exchange = Exchange {
-            headers: self.headers.clone(),
-            content_type: self.content_type.clone(),
-            deadline: None,
-            timer: None,
-            received: 0,
-            state: State::Over,
-        };
-        match &self.target {
-            Target::Refused { http, status } => {
-                exchange.state = State::Refused(*http, status.clone());
-            }
+        let known = &*self.0;
+        let mut deadline = None;
+        let state = match &known.target {
+            Target::Refused { http, status } => State::Refused(*http, status.clone()),
             Target::Handler {
-                handler,
-                ctx,
-                timeout,
-                client_version,
-                encoding,
-                receive_bytes_max,
+                handler, timeout, ..
             } => {
                 // A deadline further away than the clock can tell is none.
-                let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-                exchange.deadline = deadline;
-                let mut call = Call {
-                    ctx: ctx.clone(),
-                    client_version: client_version.clone(),
-                };
-                call.ctx.deadline = deadline;
-                let decoder = Decoder::new(*receive_bytes_max, encoding.as_deref());
-                exchange.state = match handler {
-                    Handler::Unary(handler) => State::Gathering(Gathering {
-                        handler: handler.clone(),
-                        call,
-                        decoder,
+                deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+                match handler {
+                    Handler::Unary(_) => State::Gathering {
+                        decoder: None,
                         ended: false,
-                    }),
+                    },
                     Handler::Streaming { handler, endless } => {
+                        let call = known.call(deadline);
+                        let decoder = known.decoder();
                         let stream = Stream::start(&**handler, *endless, call, decoder, connection);
                         State::Streaming(Box::new(stream))
                     }
-                };
+                }
             }
+        };
+        Exchange {
+            known: self.0.clone(),
+            deadline,
+            timer: None,
+            received: 0,
+            state,
         }
-        exchange
+    }
+}
+
+impl Known {
+    fn call(&self, deadline: Option<Instant>) -> Call {
+        let Target::Handler {
+            ctx,
+            client_version,
+            ..
+        } = &self.target
+        else {
+            return Call {
+                ctx: RequestCtx::default(),
+                client_version: ClientVersion::Absent,
+            };
+        };
+        Call {
+            ctx: RequestCtx {
+                deadline,
+                ..ctx.clone()
+            },
+            client_version: client_version.clone(),
+        }
+    }
+
+    fn decoder(&self) -> Decoder {
+        let encoding = match &self.target {
+            Target::Handler { encoding, .. } => encoding.as_deref(),
+            Target::Refused { .. } => None,
+        };
+        Decoder::new(self.bytes_max(), encoding)
+    }
+
+    fn bytes_max(&self) -> usize {
+        match &self.target {
+            Target::Handler {
+                receive_bytes_max, ..
+            } => *receive_bytes_max,
+            Target::Refused { .. } => 0,
+        }
     }
 }
 
@@ -170,8 +198,7 @@ fn write_grpc_status(block: &mut Vec<u8>, status: &Status) {
 
 /// A call under way.
 pub struct Exchange {
-    headers: Bytes,
-    content_type: Bytes,
+    known: Arc<Known>,
     deadline: Option<Instant>,
     /// For the deadline, once there was something to wait for.
     timer: Option<Pin<Box<Sleep>>>,
@@ -182,7 +209,11 @@ pub struct Exchange {
 
 enum State {
     Refused(u16, Status),
-    Gathering(Gathering),
+    /// A unary call whose message is on its way; the decoder is made when it comes in parts.
+    Gathering {
+        decoder: Option<Box<Decoder>>,
+        ended: bool,
+    },
     Answering {
         answering: Answering,
         /// It was polled; until then it has done no work.
@@ -192,26 +223,22 @@ enum State {
     Over,
 }
 
-/// A unary call whose message is on its way.
-struct Gathering {
-    handler: Arc<dyn Unary>,
-    call: Call,
-    decoder: Decoder,
-    ended: bool,
-}
-
 impl crate::net::Exchange for Exchange {
     fn data(&mut self, bytes: &[u8], end: bool) {
         match &mut self.state {
             State::Streaming(stream) => stream.inbox.put(bytes, end),
-            State::Gathering(gathering) => {
+            State::Gathering { decoder, ended } => {
                 self.received += bytes.len();
-                gathering.ended |= end;
-                let at_once = gathering.decoder.at_once(bytes);
-                match at_once.filter(|m| m.len() < OWNED_BYTES_MIN) {
-                    Some(message) => self.start(Message::Lent(message)),
-                    None => gathering.decoder.feed(bytes),
+                *ended |= end;
+                if decoder.is_none()
+                    && let Some(message) = at_once(bytes, self.known.bytes_max())
+                    && message.len() < OWNED_BYTES_MIN
+                {
+                    return self.start(Message::Lent(message));
                 }
+                let known = &self.known;
+                let decoder = decoder.get_or_insert_with(|| Box::new(known.decoder()));
+                decoder.feed(bytes);
             }
             _ => {}
         }
@@ -233,13 +260,17 @@ impl crate::net::Exchange for Exchange {
 impl Exchange {
     /// Hands the message to the handler of a unary call, which begins with its first poll.
     fn start(&mut self, message: Message<'_>) {
-        let State::Gathering(gathering) = std::mem::replace(&mut self.state, State::Over) else {
+        let Target::Handler {
+            handler: Handler::Unary(handler),
+            ..
+        } = &self.known.target
+        else {
             return;
         };
         let late = self.deadline.is_some_and(|d| d <= Instant::now());
         let started = match late {
             true => Err(DEADLINE_EXCEEDED),
-            false => gathering.handler.call(gathering.call, message),
+            false => handler.call(self.known.call(self.deadline), message),
         };
         self.state = match started {
             Ok(answering) => State::Answering {
@@ -251,7 +282,7 @@ impl Exchange {
     }
 
     fn poll_state(&mut self, cx: &mut Context<'_>, answer: &mut Answer<'_>) -> Poll<()> {
-        if matches!(self.state, State::Gathering(_)) {
+        if matches!(self.state, State::Gathering { .. }) {
             ready!(self.poll_message(answer));
         }
         match &mut self.state {
@@ -267,7 +298,7 @@ impl Exchange {
                 Poll::Ready(())
             }
             State::Streaming(stream) => {
-                let status = ready!(stream.poll(cx, &self.headers, answer));
+                let status = ready!(stream.poll(cx, &self.known.headers, answer));
                 let begun = stream.begun;
                 self.end(&status, begun, answer);
                 Poll::Ready(())
@@ -278,23 +309,30 @@ impl Exchange {
                 Poll::Ready(())
             }
             State::Refused(http, status) => {
-                let mut block = headers(*http, &self.content_type);
+                let mut block = headers(*http, &self.known.content_type);
                 write_grpc_status(&mut block, status);
                 answer.headers(&block, true);
                 Poll::Ready(())
             }
-            State::Gathering(_) => Poll::Pending,
+            State::Gathering { .. } => Poll::Pending,
             State::Over => Poll::Ready(()),
         }
     }
 
     /// Ready when the message is there and was handed on, or was refused.
     fn poll_message(&mut self, answer: &mut Answer<'_>) -> Poll<()> {
-        let State::Gathering(gathering) = &mut self.state else {
+        let State::Gathering { decoder, ended } = &mut self.state else {
             return Poll::Ready(());
         };
         answer.release(std::mem::take(&mut self.received));
-        let refusal = match gathering.decoder.next() {
+        let Some(decoder) = decoder else {
+            if *ended {
+                self.state = State::Refused(200, EOF);
+                return Poll::Ready(());
+            }
+            return Poll::Pending;
+        };
+        let refusal = match decoder.next() {
             Ok(Some(message)) => {
                 match message.len() < OWNED_BYTES_MIN {
                     true => self.start(Message::Lent(&message)),
@@ -302,8 +340,8 @@ impl Exchange {
                 }
                 return Poll::Ready(());
             }
-            Ok(None) if !gathering.ended => return Poll::Pending,
-            Ok(None) if gathering.decoder.is_mid_message() => TRUNCATED,
+            Ok(None) if !*ended => return Poll::Pending,
+            Ok(None) if decoder.is_mid_message() => TRUNCATED,
             Ok(None) => EOF,
             Err(status) => status,
         };
@@ -323,10 +361,11 @@ impl Exchange {
 
     /// A unary answer.
     fn whole(&mut self, framed: Framed, answer: &mut Answer<'_>) {
-        if framed.tail.is_empty() && answer.whole(&self.headers, &[&framed.head], OK_TRAILERS) {
+        if framed.tail.is_empty() && answer.whole(&self.known.headers, &[&framed.head], OK_TRAILERS)
+        {
             return;
         }
-        answer.headers(&self.headers, false);
+        answer.headers(&self.known.headers, false);
         answer.data(framed.head);
         framed.tail.into_iter().for_each(|piece| answer.data(piece));
         answer.trailers(OK_TRAILERS);
@@ -342,7 +381,7 @@ impl Exchange {
             write_grpc_status(&mut block, status);
             return answer.trailers(&block);
         }
-        let mut block = headers(200, &self.content_type);
+        let mut block = headers(200, &self.known.content_type);
         write_grpc_status(&mut block, status);
         answer.headers(&block, true);
     }

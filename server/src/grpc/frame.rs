@@ -14,6 +14,14 @@ use bytes::{Buf, Bytes, BytesMut};
 /// Bytes in front of every message.
 pub const PREFIX_BYTES: usize = 5;
 
+/// The message in the first piece of a call, if it is whole, alone in it and acceptable: nothing has to be
+/// kept for it then.
+pub fn at_once(piece: &[u8], bytes_max: usize) -> Option<&[u8]> {
+    let (prefix, rest) = piece.split_first_chunk::<PREFIX_BYTES>()?;
+    let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+    (prefix[0] == 0 && len == rest.len() && len <= bytes_max).then_some(rest)
+}
+
 /// Takes the frames of one direction of a call apart.
 #[derive(Debug)]
 pub struct Decoder {
@@ -33,15 +41,6 @@ impl Decoder {
             compressed_with: encoding.map(Into::into),
             refused: false,
         }
-    }
-
-    /// The message in `piece`, if it is whole, alone, acceptable and the first of its call: nothing has to
-    /// be kept for it then.
-    pub fn at_once<'a>(&self, piece: &'a [u8]) -> Option<&'a [u8]> {
-        let (prefix, rest) = piece.split_first_chunk::<PREFIX_BYTES>()?;
-        let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
-        let fits = prefix[0] == 0 && len == rest.len() && len <= self.bytes_max;
-        (fits && self.held.is_empty()).then_some(rest)
     }
 
     /// Takes the next piece of input. Call [`next`](Decoder::next) until it has no more before the next
@@ -214,8 +213,7 @@ mod tests {
     #[test]
     fn a_message_alone_in_its_piece_needs_no_copy() {
         let piece = frame(0, &[7; 500]);
-        let mut decoder = Decoder::new(MAX, None);
-        assert_eq!(decoder.at_once(&piece), Some(&piece[PREFIX_BYTES..]));
+        assert_eq!(at_once(&piece, MAX), Some(&piece[PREFIX_BYTES..]));
         for other in [
             frame(1, &[7; 5]),
             frame(0, &[7; MAX + 1]),
@@ -223,10 +221,8 @@ mod tests {
             frame(0, b"abc")[..7].to_vec(),
             vec![0; 4],
         ] {
-            assert_eq!(decoder.at_once(&other), None, "{other:?}");
+            assert_eq!(at_once(&other, MAX), None, "{other:?}");
         }
-        decoder.feed(&[0]);
-        assert_eq!(decoder.at_once(&piece), None, "not the first");
     }
 
     proptest! {

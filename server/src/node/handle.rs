@@ -1,6 +1,6 @@
 //! The handle through which the rest of the server reaches the node thread.
 
-use super::completions::Completions;
+use super::completions::{Completions, Outcome};
 use super::mailbox::{Mailbox, Refused};
 use super::{Identity, Node, NodeStatus};
 use crate::apply::{Reply, cost};
@@ -146,8 +146,12 @@ fn takes_space(request: &pb::InternalRaftRequest) -> bool {
         || request.txn.as_ref().is_some_and(|t| cost::txn(t) > 0)
 }
 
-impl Node for NodeHandle {
-    async fn propose(&self, mut request: pb::InternalRaftRequest) -> Result<Reply, Status> {
+impl NodeHandle {
+    /// Puts a request into the mailbox of the node.
+    fn queue(
+        &self,
+        mut request: pb::InternalRaftRequest,
+    ) -> Result<oneshot::Receiver<Outcome>, Status> {
         let inner = &*self.inner;
         let behind = inner
             .shared
@@ -182,10 +186,19 @@ impl Node for NodeHandle {
                 Refused::Closed(_) => errors::STOPPED,
             });
         }
-        match result.await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(errors::STOPPED),
-        }
+        Ok(result)
+    }
+}
+
+impl Node for NodeHandle {
+    /// Queues the request before it returns: a future that carried the request, which has room for every
+    /// kind there is, would be kilobytes to move.
+    fn propose(
+        &self,
+        request: pb::InternalRaftRequest,
+    ) -> impl Future<Output = Result<Reply, Status>> + Send {
+        let queued = self.queue(request);
+        async move { queued?.await.unwrap_or(Err(errors::STOPPED)) }
     }
 
     async fn linearizable(&self) -> Result<(), Status> {
