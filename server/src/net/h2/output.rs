@@ -80,9 +80,10 @@ impl Output {
         }
     }
 
-    /// Uses this empty buffer, unless there is one already.
-    pub fn lend(&mut self, buffer: Vec<u8>) {
-        if self.tail.capacity() == 0 {
+    /// Uses this empty buffer from now on if it is larger than the one there is.
+    pub fn lend(&mut self, mut buffer: Vec<u8>) {
+        if self.tail.capacity() < buffer.capacity() {
+            buffer.extend_from_slice(&self.tail);
             self.tail = buffer;
         }
     }
@@ -126,6 +127,12 @@ mod tests {
         assert_eq!((out.take_back(), out.len()), (None, 1));
         out.written(1);
         assert_eq!(out.take_back().unwrap().capacity(), 100);
+        // What is in a smaller one comes along, and the larger is not given up for it.
+        out.tail().extend_from_slice(b"abc");
+        out.written(1);
+        out.lend(Vec::with_capacity(200));
+        assert_eq!(out.drain(), b"bc");
+        assert_eq!(out.take_back().unwrap().capacity(), 200);
     }
 
     proptest! {
