@@ -76,7 +76,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         // What cannot be undone here is left for whoever looks at the machine.
-        let _ = Command::new("umount").arg(&self.dir).output();
+        let _ = Command::new("umount").arg("-l").arg(&self.dir).output();
         let _ = std::fs::remove_dir(&self.dir);
         if let Some(image) = &self.image {
             let _ = std::fs::remove_file(image);
