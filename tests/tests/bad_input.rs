@@ -70,7 +70,7 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
 enum Start {
     /// It served, with this many of the keys.
     Served(usize),
-    /// It refused with this text.
+    /// It refused, the start or the read of what is damaged, with this text.
     Refused(String),
 }
 
@@ -100,10 +100,16 @@ async fn start_on(data: &Path) -> Start {
             break Start::Refused(text);
         }
         let endpoint = tonic::transport::Endpoint::from_shared(client_url.clone()).unwrap();
-        if let Ok(channel) = endpoint.connect().await
-            && let Ok(found) = Client::new(channel).try_range(client::span("k", "l")).await
-        {
-            break Start::Served(found.kvs.len());
+        if let Ok(channel) = endpoint.connect().await {
+            match Client::new(channel).try_range(client::span("k", "l")).await {
+                Ok(found) => break Start::Served(found.kvs.len()),
+                Err(status) if status.code() == Code::DataLoss => {
+                    let text = std::fs::read_to_string(log.path()).unwrap();
+                    assert!(text.contains("a read failed"), "not logged: {text}");
+                    break Start::Refused(status.message().to_owned());
+                }
+                Err(_) => {}
+            }
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };

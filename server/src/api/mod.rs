@@ -36,7 +36,7 @@ use large::{Bounds, Large};
 use lease::LeaseIds;
 use maintenance::HashCache;
 use quorate_proto::etcdserverpb as pb;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -181,8 +181,28 @@ pub(crate) fn engine_status(error: engine::Error) -> Status {
         engine::Error::Compacted => errors::COMPACTED,
         engine::Error::Future => errors::FUTURE_REV,
         engine::Error::NoSpace => errors::NO_SPACE,
-        engine::Error::Corrupt(_) => Status::new(Code::DataLoss, error.to_string()),
-        _ => Status::new(Code::Internal, error.to_string()),
+        engine::Error::Corrupt(_) => {
+            let text = error.to_string();
+            tell_once(&text);
+            Status::new(Code::DataLoss, text)
+        }
+        _ => {
+            let text = error.to_string();
+            tell_once(&text);
+            Status::new(Code::Internal, text)
+        }
+    }
+}
+
+/// What the disk did to a read is the operator's to know, not only the client's; a client that tries
+/// again and again must not fill the log, so each text is logged once, and [`TOLD_MAX`] at most.
+fn tell_once(text: &str) {
+    const TOLD_MAX: usize = 64;
+    static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let mut told = TOLD.lock().unwrap_or_else(|p| p.into_inner());
+    if told.len() < TOLD_MAX && !told.iter().any(|t| t == text) {
+        told.push(text.to_owned());
+        tracing::error!("a read failed: {text}");
     }
 }
 

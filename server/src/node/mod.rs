@@ -5,6 +5,7 @@ pub mod completions;
 pub mod handle;
 pub mod mailbox;
 pub mod run;
+pub(crate) mod sync;
 
 pub use handle::NodeHandle;
 pub use run::{DIRTY_PERCENT_MAX, Fatal, NodeLoop, Parts, to_log};
@@ -107,3 +108,8 @@ pub trait Node: Send + Sync + 'static {
         }
     }
 }
+
+#[cfg(test)]
+mod tests_completions;
+#[cfg(test)]
+mod tests_mailbox;
