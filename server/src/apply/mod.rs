@@ -17,6 +17,7 @@
 //! Absent on purpose: auth, downgrade and lease checkpoint entries. They are answered `UNIMPLEMENTED`
 //! on every member alike; this server never proposes them.
 
+mod ahead;
 mod alarm;
 pub mod buckets;
 pub(crate) mod intervals;
@@ -149,7 +150,7 @@ impl From<engine::Error> for Failure {
     }
 }
 
-/// Publications between two looks at the bytes in use; in between they are estimated.
+/// Publications between two looks at the store's figures; in between the bytes in use are estimated.
 const PUBLISHES_PER_LOOK: u32 = 32;
 
 /// Applies entries to the engine. One per member, on the apply thread.
@@ -167,8 +168,9 @@ pub struct Applier {
     members: Members,
     conf_state: raftpb::ConfState,
     applied: engine::Applied,
-    /// Publications since the bytes in use were last looked up.
+    /// Publications since the store's figures were last looked up.
     publishes: u32,
+    cold: ahead::Cold,
 }
 
 impl Applier {
@@ -184,7 +186,10 @@ impl Applier {
     ) -> engine::Result<Applier> {
         let view = engine.view();
         let counters = Arc::<Counters>::default();
-        counters.set_in_use_bytes(engine.stats().in_use_bytes);
+        let stats = engine.stats();
+        counters.set_in_use_bytes(stats.in_use_bytes);
+        let mut cold = ahead::Cold::default();
+        cold.look(stats.cache_misses);
         Ok(Applier {
             leases: LeaseSet::load(&view)?,
             alarms: Alarms::load(&view)?,
@@ -192,6 +197,7 @@ impl Applier {
             conf_state: membership::conf_state_from(view.meta())?.unwrap_or(initial),
             applied: view.applied(),
             publishes: 0,
+            cold,
             engine,
             writer,
             identity,
@@ -235,6 +241,18 @@ impl Applier {
     /// The alarms after the last entry applied.
     pub fn alarms(&self) -> &Alarms {
         &self.alarms
+    }
+
+    /// Reads the pages that the first of these normal entries will need, many at a time, if pages were
+    /// missed lately; how many entries that was for. Waits for the disk, once per level of the tree.
+    pub fn read_ahead<'a>(&self, entries: impl ExactSizeIterator<Item = &'a Bytes>) -> usize {
+        if !self.cold.is_cold() {
+            return entries.len();
+        }
+        let (keys, taken) = ahead::keys(entries);
+        let keys: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+        self.writer.prefetch(&keys);
+        taken
     }
 
     /// Applies a normal entry. Answers the id of the request and its result; `None` for an entry
@@ -308,8 +326,9 @@ impl Applier {
         self.publishes += 1;
         if self.publishes >= PUBLISHES_PER_LOOK {
             self.publishes = 0;
-            self.counters
-                .set_in_use_bytes(self.engine.stats().in_use_bytes);
+            let stats = self.engine.stats();
+            self.counters.set_in_use_bytes(stats.in_use_bytes);
+            self.cold.look(stats.cache_misses);
         }
         Ok(published)
     }

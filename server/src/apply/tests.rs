@@ -648,3 +648,53 @@ proptest! {
         prop_assert_eq!(steady.applier.alarms(), shaky.applier.alarms());
     }
 }
+
+/// The pages of a batch are read before it is applied, and applying it comes to the same.
+#[test]
+fn a_batch_finds_its_pages_at_hand() {
+    const KEYS: usize = 6000;
+    let entry = |n: usize, value: u8| {
+        let put = pb::PutRequest {
+            key: format!("{n:06}").into(),
+            value: vec![value; 250].into(),
+            ..Default::default()
+        };
+        pb::InternalRaftRequest {
+            put: Some(put),
+            ..request()
+        }
+    };
+    let batch: Vec<_> = (0..KEYS).step_by(100).map(|n| entry(n, 2)).collect();
+    let run = |ahead: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut member = Member1::open(dir.path());
+        for n in 0..KEYS {
+            member.run(entry(n, 1)).unwrap();
+        }
+        member.checkpoint();
+        drop(member);
+        let mut member = Member1::open(dir.path());
+        let first = member.applier.applied().index + 1;
+        let batch: Vec<Bytes> = (first..)
+            .zip(&batch)
+            .map(|(index, request)| match normal(index, request.clone()) {
+                Entry::Normal(data) | Entry::Conf(data) => data,
+            })
+            .collect();
+        if ahead {
+            assert_eq!(member.applier.read_ahead(batch.iter()), batch.len());
+        }
+        // Nobody watches: the versions replaced are not read.
+        member.applier.writer().skip_events();
+        let before = member.engine.stats().cache_misses;
+        for (index, data) in (first..).zip(&batch) {
+            member.applier.apply(index, TERM, data).unwrap();
+        }
+        let misses = member.engine.stats().cache_misses - before;
+        (misses, member.applier.writer().rolling_hash())
+    };
+    let (with, without) = (run(true), run(false));
+    assert_eq!(with.1, without.1);
+    assert!(without.0 >= batch.len() as u64, "{without:?}");
+    assert!(with.0 < 5, "{with:?}");
+}

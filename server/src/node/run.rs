@@ -475,7 +475,14 @@ impl NodeLoop {
         let last = last.index;
         let mut verdicts = Vec::new();
         self.skip_unwatched();
-        for entry in &committed {
+        let mut read_ahead = 0;
+        for (n, entry) in committed.iter().enumerate() {
+            if n == read_ahead {
+                // The data of a conf change has no keys in it.
+                read_ahead += self
+                    .applier
+                    .read_ahead(committed[n..].iter().map(|e| &e.data));
+            }
             match entry.kind {
                 EntryKind::Normal => {
                     let done = self.applier.apply(entry.index, entry.term, &entry.data);
