@@ -148,7 +148,7 @@ fn takes_space(request: &pb::InternalRaftRequest) -> bool {
 
 impl NodeHandle {
     /// Puts a request into the mailbox of the node.
-    fn queue(
+    pub(super) fn queue(
         &self,
         mut request: pb::InternalRaftRequest,
     ) -> Result<oneshot::Receiver<Outcome>, Status> {

@@ -595,6 +595,42 @@ fn proposals_that_wait_for_a_leader_are_bounded_and_forgotten_with_their_calls()
     assert_eq!((node.work.held.ids.len(), node.work.held.bytes), (0, 0));
 }
 
+/// 9.2, 9.6: more than 5000 entries behind nothing more is taken in, and the client is told so as UNKNOWN.
+#[test]
+fn rule_9_2_a_member_far_behind_takes_no_proposals() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_node, handle) = Setup::default().lead(dir.path());
+    let shared = &handle.inner.shared;
+    let applied = shared.applied.load(Ordering::Relaxed);
+    shared.committed.store(applied + 5000, Ordering::Relaxed);
+    assert!(handle.queue(put("a", "")).is_ok());
+    shared.committed.store(applied + 5001, Ordering::Relaxed);
+    let refused = handle.queue(put("a", "")).unwrap_err();
+    assert_eq!(refused, errors::TOO_MANY_REQUESTS);
+    assert_eq!(refused.code, crate::status::Code::Unknown);
+    assert_eq!(refused.message, "etcdserver: too many requests");
+}
+
+/// 9.3: a proposal ends after 5 s and two election timeouts, whatever the client's deadline.
+#[test]
+fn rule_9_3_a_proposal_times_out() {
+    assert_eq!(Limits::default().request_timeout, Duration::from_secs(7));
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, handle) = Setup::default().open(dir.path());
+    assert_eq!(handle.status().leader, 0, "nobody takes it");
+    let mut call = handle.queue(put("a", "")).unwrap();
+    let completions = &handle.inner.completions;
+    completions.expire(Duration::from_secs(7), &errors::TIMEOUT);
+    assert!(call.try_recv().is_err(), "it has just begun");
+    node.handle
+        .completions
+        .expire(Duration::ZERO, &errors::TIMEOUT);
+    let status = call.try_recv().unwrap().unwrap_err();
+    assert_eq!(status.code, crate::status::Code::Unavailable);
+    assert_eq!(status.message, "etcdserver: request timed out");
+    node.tick();
+}
+
 #[test]
 fn those_whose_callers_went_away_are_let_go() {
     let dir = tempfile::tempdir().unwrap();

@@ -13,6 +13,7 @@ table![
         r5_1_allowed_under_nospace,
         r5_2_what_is_kept,
         r5_3_physical,
+        r5_4_synced_watches_live_on,
     ],
     alone(&[]) => [r5_1_zero_succeeds_once, r5_3_a_compaction_survives_a_crash],
     alone(&["--compaction-batch-limit=10"]) => [r5_3_a_sweep_is_resumed_after_a_crash],
@@ -136,4 +137,15 @@ async fn r5_3_a_sweep_is_resumed_after_a_crash(mut c: Ctx) {
     assert_eq!(c.range(request).await.kvs[0].value, "294");
     ok(c.try_compact(now, true).await);
     assert_eq!(c.get(c.key("a")).await.expect("kept").value, "299");
+}
+
+/// What becomes of a watch that had not caught up is rule 6W.4.
+async fn r5_4_synced_watches_live_on(c: Ctx) {
+    let mut watch = c.watching(c.watch_all()).await;
+    c.put_all(&[("a", "1"), ("a", "2")]).await;
+    watch.events(2).await;
+    c.compact(c.revision().await).await;
+    c.put_all(&[("a", "3")]).await;
+    let events = watch.events(1).await;
+    assert_eq!(events[0].kv.as_ref().expect("a pair").value, "3");
 }
