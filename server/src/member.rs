@@ -137,9 +137,9 @@ fn run_hooked(
         publish(&node, &config).await?;
         tokio::spawn(set_cluster_version(node.clone()));
         let proposer = Arc::new(node.clone());
-        tokio::spawn(lease::expire(proposer.clone(), lessor));
+        tokio::spawn(lease::expire(proposer, lessor));
         if let Some(retention) = retention(config.auto_compaction) {
-            tokio::spawn(compactor::run(proposer, retention, clock));
+            tokio::spawn(compactor::run(api.clone(), retention, clock));
         }
         let endpoints = http::Settings {
             origins: config.cors.clone(),

@@ -178,22 +178,31 @@ impl<N: Node> Api<N> {
         r: pb::CompactionRequest,
     ) -> Result<pb::CompactionResponse, Status> {
         self.admit(ctx, Learner::Refuses)?;
+        let mut response = self.compact_to(r).await?;
+        if r.physical {
+            self.node.compacted(r.revision).await?;
+        }
+        self.complete(&mut response.header);
+        Ok(response)
+    }
+
+    /// Compacts, by a call or by itself, and keeps the hash that etcd keeps.
+    pub(crate) async fn compact_to(
+        &self,
+        r: pb::CompactionRequest,
+    ) -> Result<pb::CompactionResponse, Status> {
         let hash = self.hash_before_compaction(r.revision).await;
         let request = pb::InternalRaftRequest {
             compaction: Some(r),
             ..Default::default()
         };
-        let mut response = match self.propose(request).await? {
+        let response = match self.propose(request).await? {
             Reply::Compact(response) => response,
             _ => return Err(mismatched()),
         };
         if let Some(hash) = hash {
-            self.hashes.remember(hash);
+            self.hashes.remember(r.revision, hash);
         }
-        if r.physical {
-            self.node.compacted(r.revision).await?;
-        }
-        self.complete(&mut response.header);
         Ok(response)
     }
 

@@ -12,33 +12,36 @@ use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// Hashes of compacted revisions kept.
 const HASHES_MAX: usize = 10;
 
-/// A store up to this size is hashed before each compaction so that HashKV of the compacted revision
-/// answers as etcd does. Beyond, the scan would cost more than the answer is worth, and HashKV(C) is
-/// computed from what the compaction left.
-const HASH_BEFORE_COMPACTION_BYTES_MAX: u64 = 64 << 20;
+/// A hash that is taken beside the compaction; `Some(None)` if that failed.
+pub(super) type Coming = watch::Receiver<Option<Option<HashKv>>>;
 
-/// The hashes at the newest compacted revisions, each taken just before its compaction.
+/// The hashes at the newest compacted revisions, each of the state just before its compaction.
 #[derive(Debug, Default)]
-pub(super) struct HashCache(Mutex<VecDeque<HashKv>>);
+pub(super) struct HashCache(Mutex<VecDeque<(i64, Coming)>>);
 
 impl HashCache {
     /// Adds one, dropping the oldest beyond the bound.
-    pub fn remember(&self, hash: HashKv) {
+    pub fn remember(&self, revision: i64, hash: Coming) {
         let mut kept = self.0.lock().unwrap_or_else(|p| p.into_inner());
         if kept.len() == HASHES_MAX {
             kept.pop_front();
         }
-        kept.push_back(hash);
+        kept.push_back((revision, hash));
     }
 
-    /// The hash taken when `revision` was compacted.
-    fn at(&self, revision: i64) -> Option<HashKv> {
-        let kept = self.0.lock().unwrap_or_else(|p| p.into_inner());
-        kept.iter().find(|h| h.hash_revision == revision).copied()
+    /// The hash of the state before `revision` was compacted, once it is there.
+    async fn at(&self, revision: i64) -> Option<HashKv> {
+        let mut coming = {
+            let kept = self.0.lock().unwrap_or_else(|p| p.into_inner());
+            kept.iter().find(|(at, _)| *at == revision)?.1.clone()
+        };
+        // An error: the scan ended without a word.
+        *coming.wait_for(Option::is_some).await.ok()?.as_ref()?
     }
 }
 
@@ -146,7 +149,7 @@ impl<N: Node> Api<N> {
         self.admit(ctx, Learner::Refuses)?;
         let view = self.node.engine().view();
         let header = self.node.header(view.revision());
-        let hash = match self.hashes.at(r.revision) {
+        let hash = match self.hashes.at(r.revision).await {
             Some(hash) => hash,
             None => self
                 .scan_hash(view, r.revision)
@@ -161,16 +164,28 @@ impl<N: Node> Api<N> {
         })
     }
 
-    /// The hash to remember for a compaction about to be proposed; `None` when it cannot succeed or
-    /// the store is too large.
-    pub(super) async fn hash_before_compaction(&self, revision: i64) -> Option<HashKv> {
+    /// Begins to hash the state before a compaction to `revision`, as etcd does, beside the compaction:
+    /// the view is taken now and does not change. Waits for its turn when the store is being scanned.
+    pub(super) async fn hash_before_compaction(&self, revision: i64) -> Option<Coming> {
+        let turn = self.scans.clone().acquire_owned().await.ok()?;
         let view = self.node.engine().view();
         let sensible =
             revision > 0 && revision > view.compact_revision() && revision <= view.revision();
-        if !sensible || self.node.engine().stats().in_use_bytes > HASH_BEFORE_COMPACTION_BYTES_MAX {
+        if !sensible {
             return None;
         }
-        self.scan_hash(view, revision).await.ok()?.ok()
+        let (done, coming) = watch::channel(None);
+        let observer = self.observer.clone();
+        let work = move || {
+            let since = Instant::now();
+            let hash = view.hash_kv(revision).ok();
+            observer.hashed_revision(since.elapsed());
+            done.send_replace(Some(hash));
+            drop(turn);
+        };
+        let scan = std::thread::Builder::new().name("scan".into());
+        scan.spawn(work).ok()?;
+        Some(coming)
     }
 
     async fn scan_hash(

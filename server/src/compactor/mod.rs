@@ -9,6 +9,7 @@
 //! 2. A revision is proposed again only until it succeeds once.
 //! 3. Samples are bounded: one retention of them.
 
+use crate::api::Api;
 use crate::clock::Clock;
 use crate::node::Node;
 use crate::status::errors;
@@ -105,7 +106,8 @@ fn sample_interval(period: Duration) -> Duration {
 }
 
 /// Compacts as long as the member runs. Runs until dropped; spawn it once per member.
-pub async fn run<N: Node>(node: Arc<N>, retention: Retention, clock: Arc<dyn Clock>) {
+pub async fn run<N: Node>(api: Arc<Api<N>>, retention: Retention, clock: Arc<dyn Clock>) {
+    let node = &api.node;
     let revision = || node.engine().view().revision();
     let mut compactor = Compactor::new(retention, clock.now(), revision());
     loop {
@@ -114,14 +116,11 @@ pub async fn run<N: Node>(node: Arc<N>, retention: Retention, clock: Arc<dyn Clo
         let Some(target) = compactor.wake(clock.now(), revision(), is_leader) else {
             continue;
         };
-        let request = pb::InternalRaftRequest {
-            compaction: Some(pb::CompactionRequest {
-                revision: target,
-                physical: false,
-            }),
-            ..Default::default()
+        let request = pb::CompactionRequest {
+            revision: target,
+            physical: false,
         };
-        match node.propose(request).await {
+        match api.compact_to(request).await {
             Err(status) if status != errors::COMPACTED => {
                 tracing::warn!(revision = target, %status, "automatic compaction failed");
             }

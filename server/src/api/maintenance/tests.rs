@@ -219,22 +219,28 @@ fn rule_7_5_a_refused_compaction_remembers_nothing() {
         physical: false,
     };
     assert_eq!(call!(api, compact, r), Err(errors::CORRUPT));
-    assert_eq!(api.hashes.at(3), None);
+    assert_eq!(block_on(api.hashes.at(3)), None);
 }
 
 #[test]
 fn the_newest_ten_hashes_are_kept() {
     let cache = HashCache::default();
     for n in 1..=12 {
-        cache.remember(HashKv {
+        let hash = HashKv {
             hash: n as u32,
             compact_revision: n - 1,
             hash_revision: n,
-        });
+        };
+        cache.remember(n, tokio::sync::watch::channel(Some(Some(hash))).1);
     }
-    assert_eq!(cache.at(2), None);
-    assert_eq!(cache.at(3).unwrap().hash, 3);
-    assert_eq!(cache.at(12).unwrap().hash, 12);
+    assert_eq!(block_on(cache.at(2)), None);
+    assert_eq!(block_on(cache.at(3)).unwrap().hash, 3);
+    assert_eq!(block_on(cache.at(12)).unwrap().hash, 12);
+    // One whose scan failed, and one whose scan ended without a word.
+    cache.remember(13, tokio::sync::watch::channel(Some(None)).1);
+    cache.remember(14, tokio::sync::watch::channel(None).1);
+    assert_eq!(block_on(cache.at(13)), None);
+    assert_eq!(block_on(cache.at(14)), None);
 }
 
 #[test]
