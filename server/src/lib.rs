@@ -20,6 +20,7 @@ pub mod membership;
 pub mod metrics;
 pub mod net;
 pub mod node;
+pub mod standing;
 pub mod status;
 #[cfg(test)]
 pub mod testing;

@@ -9,6 +9,7 @@
 //! 1. No client is served before the member's own attributes are committed and applied.
 //! 2. When the node thread ends by itself the process ends, with an error, and nothing is answered
 //!    after it.
+//! 3. So it is when other work panics that goes on as long as the member ([`crate::standing`]).
 
 use crate::api::Api;
 use crate::api::health::Health;
@@ -24,6 +25,7 @@ use crate::membership;
 use crate::metrics::{self, Metrics};
 use crate::net::{self, Role, Server, Settings, Threads};
 use crate::node::{Node, NodeHandle, NodeLoop, Parts};
+use crate::standing::Standing;
 use crate::version;
 use crate::watch::{self, Feed};
 use quorate_proto::etcdserverpb as pb;
@@ -111,11 +113,14 @@ fn run_hooked(
         .spawn(move || node_loop.run())
         .map_err(|e| format!("cannot start the node thread: {e}"))?;
     let mut hubs = Vec::new();
+    let standing = Standing::default();
     for thread in 0..threads.count() {
         let dispatching = node.clone();
-        threads.spawn_on(thread, async move { dispatching.dispatch(thread).await });
+        let dispatching = async move { dispatching.dispatch(thread).await };
+        threads.spawn_on(thread, standing.work("dispatch of answers", dispatching));
         let hub = feed.hub();
-        threads.spawn_on(thread, watch::drive(hub.clone(), engine.clone()));
+        let driving = watch::drive(hub.clone(), engine.clone());
+        threads.spawn_on(thread, standing.work("delivery of events", driving));
         hubs.push(hub);
     }
 
@@ -135,11 +140,13 @@ fn run_hooked(
     gauges::refresh(&metrics, &node, &feed, counters, lessor.clone(), &limits);
     let outcome = runtime.block_on(async {
         publish(&node, &config).await?;
-        tokio::spawn(set_cluster_version(node.clone()));
-        let proposer = Arc::new(node.clone());
-        tokio::spawn(lease::expire(proposer, lessor));
+        let setting = set_cluster_version(node.clone());
+        tokio::spawn(standing.work("setting of the cluster version", setting));
+        let expiry = lease::expire(Arc::new(node.clone()), lessor);
+        tokio::spawn(standing.work("expiry of leases", expiry));
         if let Some(retention) = retention(config.auto_compaction) {
-            tokio::spawn(compactor::run(api.clone(), retention, clock));
+            let compacting = compactor::run(api.clone(), retention, clock);
+            tokio::spawn(standing.work("automatic compaction", compacting));
         }
         let endpoints = http::Settings {
             origins: config.cors.clone(),
@@ -158,7 +165,7 @@ fn run_hooked(
         let server = Server::start(&threads, listeners, app, settings)
             .map_err(|e| format!("cannot serve: {e}"))?;
         announce(&config, &node, started);
-        let stop = until_stopped(&node).await?;
+        let stop = until_stopped(&node, &standing).await?;
         tracing::info!(signal = stop.name, "received signal; shutting down");
         server.shutdown(DRAIN).await;
         Ok::<_, String>(stop)
@@ -300,7 +307,7 @@ struct Stop {
     name: &'static str,
 }
 
-async fn until_stopped(node: &NodeHandle) -> Result<Stop, String> {
+async fn until_stopped(node: &NodeHandle, standing: &Standing) -> Result<Stop, String> {
     let listen = |kind| signal(kind).map_err(|e| format!("cannot listen for signals: {e}"));
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
@@ -308,6 +315,7 @@ async fn until_stopped(node: &NodeHandle) -> Result<Stop, String> {
         _ = terminate.recv() => Ok(Stop { number: libc::SIGTERM, name: "terminated" }),
         _ = interrupt.recv() => Ok(Stop { number: libc::SIGINT, name: "interrupt" }),
         () = node.stopped() => Err("the node stopped".into()),
+        work = standing.panicked() => Err(format!("the {work} panicked")),
     }
 }
 
