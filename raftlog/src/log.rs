@@ -279,9 +279,11 @@ impl Log {
             self.flush();
             self.wait();
         }
-        self.find_room(sizes.clone(), usize::from(has_entries))?;
+        self.queue.starts_at(self.offset);
+        let needs = self.queue.needs(sizes);
+        self.find_room(needs.segments, usize::from(has_entries))?;
         self.queue
-            .provide(sizes)
+            .provide(needs.chunks)
             .map_err(|_| AppendError::NoSpace)?;
         self.put(records);
         if self.in_flight.is_some() {
@@ -325,14 +327,8 @@ impl Log {
         }
     }
 
-    /// Makes sure that as many segments are ready as writing everything will take, and `spare`
-    /// more.
-    fn find_room(
-        &mut self,
-        sizes: impl Iterator<Item = usize>,
-        spare: usize,
-    ) -> Result<(), AppendError> {
-        let needed = self.queue.segments_needed(self.offset, sizes);
+    /// Makes sure that `needed` segments are ready, and `spare` more.
+    fn find_room(&mut self, needed: usize, spare: usize) -> Result<(), AppendError> {
         if needed == 0 {
             return Ok(());
         }
@@ -409,6 +405,7 @@ impl Log {
             return;
         }
         self.queue.release();
+        self.queue.starts_at(self.offset);
         // Never spend the last segments on this.
         let fits = self.offset + BLOCK_BYTES as u64 <= usable(self.segment_bytes());
         if (fits || self.pool.ready() >= 2)
@@ -446,13 +443,13 @@ impl Log {
         if self.fatal.is_poisoned() {
             return;
         }
-        let bytes = self.queue.next_bytes().expect("the queue is not empty");
-        if self.offset + bytes > usable(self.segment_bytes()) && self.roll().is_err() {
+        if self.queue.next_rolls() && self.roll().is_err() {
             return;
         }
         let started = Instant::now();
         self.clock.start(started);
         let mut batch = self.queue.pop().expect("the queue is not empty");
+        let bytes = padded(batch.len) as u64;
         let header = self.stamp(&mut batch);
         let landing = Landing {
             batch_seq: header.batch_seq,
@@ -470,13 +467,13 @@ impl Log {
             landing.offset + bytes <= usable(self.segment_bytes()),
             "a batch ends before the segment's last block"
         );
+        self.written = batch.state;
         let write = Write {
             file: self.active().file.clone(),
-            buffer: batch.buffer,
+            buffers: batch.into_chunks(),
             offset: self.offset,
             len: bytes as usize,
         };
-        self.written = batch.state;
         self.offset += bytes;
         self.next_batch_seq += 1;
         #[cfg(any(test, feature = "sim"))]
@@ -485,13 +482,16 @@ impl Log {
         }
         #[cfg(any(test, feature = "sim"))]
         if self.options.sabotage == Sabotage::SkipDsync {
-            let plain = write.file.write(write.offset, &write.buffer[..write.len]);
+            let whole: Vec<&[u8]> = write.parts().collect();
+            let mut block = Buffer::new(write.len).expect("memory");
+            block.copy_from_slice(&whole.concat());
+            let plain = write.file.write(write.offset, &block);
             self.in_flight = Some(InFlight {
                 batch: landing,
                 started,
             });
             return match plain {
-                Ok(()) => self.landed(write.buffer),
+                Ok(()) => self.landed(write.buffers),
                 Err(e) => self.fail("write", self.offset, &e),
             };
         }
@@ -506,25 +506,23 @@ impl Log {
 
     /// Completes a batch: its header, its place in the chain, zeros behind it.
     fn stamp(&mut self, batch: &mut Batch) -> BatchHeader {
-        let len = batch.len;
-        batch.buffer[len..padded(len)].fill(0);
-        batch.digest();
+        let payload_crc = batch.finish();
         let mut header = BatchHeader {
             seg_id: self.active().seg_id,
             batch_seq: self.next_batch_seq,
             durable_seq: self.witnessed(),
             first_index: batch.first_index,
-            len: (len - HEADER_BYTES) as u32,
+            len: (batch.len - HEADER_BYTES) as u32,
             records: batch.records,
             chain: self.chain,
-            payload_crc: batch.digest.clone().finalize(),
+            payload_crc,
             crc: 0,
         };
         assert!(
             self.durable_seq < header.batch_seq,
             "a batch cannot witness for itself"
         );
-        header.crc = header.encode(&mut batch.buffer);
+        header.crc = batch.set_header(&header);
         self.chain = header.crc;
         header
     }
@@ -549,12 +547,12 @@ impl Log {
         let offset = flight.batch.offset;
         match self.flusher.finish(block) {
             Ok(None) => {}
-            Ok(Some(buffer)) => self.landed(buffer),
+            Ok(Some(buffers)) => self.landed(buffers),
             Err(e) => self.fail("write", offset, &e),
         }
     }
 
-    fn landed(&mut self, buffer: Buffer) {
+    fn landed(&mut self, buffers: Vec<Buffer>) {
         let InFlight { batch, started } = self.in_flight.take().expect("a flush was in flight");
         let took = started.elapsed();
         self.clock.stop();
@@ -584,7 +582,7 @@ impl Log {
         if place.is_some() || batch.voids_all {
             self.published.landed(place, batch.voids_all, self.readable);
         }
-        self.queue.reuse(buffer);
+        self.queue.reuse(buffers);
         if let Some(hook) = &mut self.on_flush {
             hook(took);
         }
@@ -616,17 +614,17 @@ impl Log {
         let done = Buffer::new(BLOCK_BYTES).and_then(|mut block| {
             let mut write_header = || {
                 header.encode(&mut block);
-                staged.file.write_durable(0, &block)
+                staged.file.write_durable(0, &[&block])
             };
             let mut roll = Buffer::new(BLOCK_BYTES)?;
             self.encode_roll(&mut roll, header.seq, seg_id);
             #[cfg(any(test, feature = "sim"))]
             if self.options.sabotage == Sabotage::RollBeforeHeader {
-                old.file.write_durable(old_offset, &roll)?;
+                old.file.write_durable(old_offset, &[&roll])?;
                 return write_header();
             }
             write_header()?;
-            old.file.write_durable(old_offset, &roll)
+            old.file.write_durable(old_offset, &[&roll])
         });
         self.clock.stop();
         if let Err(e) = done {
@@ -742,11 +740,11 @@ impl Log {
     /// is no room for one it starts lower, at the oldest segment, which does no harm.
     fn note_trim(&mut self, keep_from: u64) {
         let record = Record::Trim { keep_from };
-        let size = record.encoded_bytes();
-        let sizes = std::iter::once(size);
-        let needed = self.queue.segments_needed(self.offset, sizes.clone());
-        let room = needed == 0 || self.pool.ready() > needed;
-        if room && self.state.check(&record).is_ok() && self.queue.provide(sizes).is_ok() {
+        self.queue.starts_at(self.offset);
+        let needs = self.queue.needs(std::iter::once(record.encoded_bytes()));
+        let room = needs.segments == 0 || self.pool.ready() > needs.segments;
+        let sound = self.state.check(&record).is_ok();
+        if room && sound && self.queue.provide(needs.chunks).is_ok() {
             let upto = self.appended;
             self.put(std::iter::once(record));
             self.queue.mark(upto);

@@ -18,7 +18,7 @@ use crate::log::{Background, Log, Parts};
 use crate::options::{Backend, Options};
 use crate::pool::{Pool, Retired};
 use crate::prepare::{Fill, Free, PREPARING, Worker};
-use crate::queue::{ARENA_BUFFERS, ARENA_BYTES, Queue};
+use crate::queue::{CHUNKS_KEPT, Queue, chunk_bytes};
 use crate::recovery::scan::{Context, LiveSegment, Recovery, recover};
 use crate::recovery::table::Row;
 use crate::state::State;
@@ -79,8 +79,8 @@ impl Log {
             fatal.set(hook.clone());
         }
         let mut arena = Vec::new();
-        for _ in 0..ARENA_BUFFERS {
-            let buffer = Buffer::new(ARENA_BYTES);
+        for _ in 0..CHUNKS_KEPT {
+            let buffer = Buffer::new(chunk_bytes(options.segment_bytes));
             arena.push(buffer.map_err(error_in(&options, "get memory for writing to"))?);
         }
         let (dir, flusher, backend_name, backend_note) = backend(&options, &mut arena)?;
@@ -444,7 +444,7 @@ impl Opener<'_> {
         Buffer::new(BLOCK_BYTES)
             .and_then(|mut block| {
                 header.encode(&mut block);
-                file.write_durable(0, &block)
+                file.write_durable(0, &[&block])
             })
             .map_err(self.io("write a segment's header in"))
     }

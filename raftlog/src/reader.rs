@@ -196,7 +196,7 @@ mod tests {
         fn write(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
             Ok(())
         }
-        fn write_durable(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
+        fn write_durable(&self, _offset: u64, _parts: &[&[u8]]) -> io::Result<()> {
             Ok(())
         }
         fn sync(&self) -> io::Result<()> {

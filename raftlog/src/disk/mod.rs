@@ -39,8 +39,9 @@ pub(crate) trait SegFile: Send + Sync {
     fn truncate(&self, len: u64) -> io::Result<()>;
     /// Writes everything; durable after [`SegFile::sync`].
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Writes everything and returns when that much is durable.
-    fn write_durable(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Writes the parts one behind the other, all of them with one call where that is possible, and
+    /// returns when that much is durable.
+    fn write_durable(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()>;
     /// Makes everything written to the file durable, by whomever, length included.
     fn sync(&self) -> io::Result<()>;
     /// Fills `buf` from what the medium holds; returns fewer bytes only at the end of the file.

@@ -14,6 +14,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Parts of one write that every kernel takes.
+const VECTORS_MAX: usize = 1024;
 /// The file used for probing; removed again.
 const PROBE: &str = "probe.tmp";
 
@@ -196,7 +198,7 @@ impl SegFile for ReadOnlyFile {
         read_only()
     }
 
-    fn write_durable(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
+    fn write_durable(&self, _offset: u64, _parts: &[&[u8]]) -> io::Result<()> {
         read_only()
     }
 
@@ -284,7 +286,7 @@ fn write_and_read_back(file: &dyn SegFile) -> io::Result<()> {
         .enumerate()
         .for_each(|(i, b)| *b = ((i * 31) >> 3) as u8);
     file.allocate(BLOCK_BYTES as u64)?;
-    file.write_durable(0, &block)?;
+    file.write_durable(0, &[&block])?;
     let mut back = Buffer::new(BLOCK_BYTES)?;
     let n = file.read(0, &mut back)?;
     if n != BLOCK_BYTES || back[..] != block[..] {
@@ -354,21 +356,44 @@ impl Dir for OsDir {
     }
 }
 
+/// What is left of `parts` behind the first `done` bytes, as the kernel takes it. Valid as long as the
+/// parts are.
+pub(crate) fn vectors<'a>(
+    parts: impl IntoIterator<Item = &'a [u8]>,
+    mut done: usize,
+) -> Vec<libc::iovec> {
+    let mut left = Vec::new();
+    for part in parts {
+        let skip = done.min(part.len());
+        done -= skip;
+        if skip < part.len() {
+            left.push(libc::iovec {
+                iov_base: part[skip..].as_ptr() as *mut libc::c_void,
+                iov_len: part.len() - skip,
+            });
+        }
+    }
+    left
+}
+
 impl OsFile {
     /// One `pwritev2`; may be short.
-    fn write_some(&self, offset: u64, data: &[u8], flags: libc::c_int) -> io::Result<usize> {
-        let part = libc::iovec {
-            iov_base: data.as_ptr() as *mut libc::c_void,
-            iov_len: data.len(),
-        };
-        // SAFETY: the descriptor is open for the call's duration; `part` points to `data`, which
-        // is borrowed for it, and the kernel only reads from it.
+    fn write_some(
+        &self,
+        offset: u64,
+        parts: &[&[u8]],
+        done: usize,
+        flags: libc::c_int,
+    ) -> io::Result<usize> {
+        let vectors = vectors(parts.iter().copied(), done);
+        // SAFETY: the descriptor is open for the call's duration; `vectors` point into `parts`, which
+        // are borrowed for it, and the kernel only reads from them.
         let n = unsafe {
             libc::pwritev2(
                 self.file.as_raw_fd(),
-                &part,
-                1,
-                offset as libc::off_t,
+                vectors.as_ptr(),
+                vectors.len().min(VECTORS_MAX) as libc::c_int,
+                (offset + done as u64) as libc::off_t,
                 flags,
             )
         };
@@ -377,11 +402,12 @@ impl OsFile {
 
     /// Writes until all is written. After a short write it goes on from the last whole block,
     /// which writes some bytes twice with the same content.
-    fn write_all(&self, offset: u64, data: &[u8], flags: libc::c_int) -> io::Result<()> {
+    fn write_all(&self, offset: u64, parts: &[&[u8]], flags: libc::c_int) -> io::Result<()> {
+        let len: usize = parts.iter().map(|p| p.len()).sum();
         let mut done = 0;
-        while done < data.len() {
-            match self.write_some(offset + done as u64, &data[done..], flags) {
-                Ok(n) if done + n >= data.len() => done = data.len(),
+        while done < len {
+            match self.write_some(offset, parts, done, flags) {
+                Ok(n) if done + n >= len => done = len,
                 Ok(n) if n >= BLOCK_BYTES => done += n - n % BLOCK_BYTES,
                 Ok(_) => return Err(io::Error::from(io::ErrorKind::WriteZero)),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -418,14 +444,14 @@ impl SegFile for OsFile {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.write_all(offset, data, 0)
+        self.write_all(offset, &[data], 0)
     }
 
-    fn write_durable(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn write_durable(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         if self.abilities.dsync {
-            return self.write_all(offset, data, libc::RWF_DSYNC);
+            return self.write_all(offset, parts, libc::RWF_DSYNC);
         }
-        self.write_all(offset, data, 0)?;
+        self.write_all(offset, parts, 0)?;
         self.file.sync_data()
     }
 

@@ -79,7 +79,9 @@ impl SegFile for File {
         self.write_all_at(offset, data)
     }
 
-    fn write_durable(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    /// One write, whatever its parts: a power loss may keep any sector of it.
+    fn write_durable(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        let data = parts.concat();
         let mut done = 0;
         while done < data.len() {
             match self.write_dsync_at(offset + done as u64, &data[done..])? {

@@ -21,10 +21,23 @@ use std::sync::Arc;
 /// A durable write and the memory it is made from.
 pub(crate) struct Write {
     pub file: Arc<dyn SegFile>,
-    pub buffer: Buffer,
+    /// One behind the other.
+    pub buffers: Vec<Buffer>,
     pub offset: u64,
-    /// Whole blocks of `buffer`, from its start.
+    /// Whole blocks, from the start of the first buffer.
     pub len: usize,
+}
+
+impl Write {
+    /// The bytes of each buffer that are written.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let mut left = self.len;
+        self.buffers.iter().map(move |buffer| {
+            let n = left.min(buffer.len());
+            left -= n;
+            &buffer[..n]
+        })
+    }
 }
 
 /// The one slot.
@@ -66,9 +79,9 @@ impl Flusher {
         }
     }
 
-    /// Gives the buffer back if the write has ended; with `block`, waits for that. `None` if
+    /// Gives the buffers back if the write has ended; with `block`, waits for that. `None` if
     /// nothing is in flight or, without `block`, it goes on. After an error nothing is in flight.
-    pub fn finish(&mut self, block: bool) -> io::Result<Option<Buffer>> {
+    pub fn finish(&mut self, block: bool) -> io::Result<Option<Vec<Buffer>>> {
         match self {
             Flusher::Inline(slot) => slot.take().map(thread::write).transpose(),
             Flusher::Thread(thread) => thread.finish(block),

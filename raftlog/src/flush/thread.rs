@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 /// Called from the flush thread whenever a write of it has ended.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
-type Place = Handover<Write, io::Result<Buffer>>;
+type Place = Handover<Write, io::Result<Vec<Buffer>>>;
 
 pub(crate) struct FlushThread {
     /// Not given to the thread yet.
@@ -34,10 +34,10 @@ impl Drop for Leaving {
 }
 
 /// The write, on whatever thread this is.
-pub(crate) fn write(write: Write) -> io::Result<Buffer> {
-    let data = &write.buffer[..write.len];
-    write.file.write_durable(write.offset, data)?;
-    Ok(write.buffer)
+pub(crate) fn write(write: Write) -> io::Result<Vec<Buffer>> {
+    let parts: Vec<&[u8]> = write.parts().collect();
+    write.file.write_durable(write.offset, &parts)?;
+    Ok(write.buffers)
 }
 
 impl FlushThread {
@@ -88,7 +88,7 @@ impl FlushThread {
         }
     }
 
-    pub fn finish(&mut self, block: bool) -> io::Result<Option<Buffer>> {
+    pub fn finish(&mut self, block: bool) -> io::Result<Option<Vec<Buffer>>> {
         if let Some(held) = self.held.take() {
             if block {
                 return write(held).map(Some);

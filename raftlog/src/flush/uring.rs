@@ -1,8 +1,8 @@
-//! The ring: one `IORING_OP_WRITE` with `RWF_DSYNC` in flight.
+//! The ring: one write with `RWF_DSYNC` in flight: of a registered buffer, of another one, or of several.
 //!
 //! The ring belongs to the thread that first writes with it (`SINGLE_ISSUER`), so it is made at the
 //! first write and made anew if the owner moves to another thread while nothing is in flight.
-//! Arena buffers and the current segment's descriptor are registered where the kernel allows it
+//! The first buffers of the queue and the current segment's descriptor are registered where the kernel allows it
 //! (locked-memory limits may not); without, everything works the same. What was refused is reported
 //! when the log is opened.
 //!
@@ -13,7 +13,8 @@
 
 use super::Write;
 use crate::buffer::Buffer;
-use crate::disk::{SegFile, os::OsDir};
+use crate::disk::SegFile;
+use crate::disk::os::{OsDir, vectors};
 use crate::format::BLOCK_BYTES;
 use io_uring::{IoUring, Probe, opcode, types};
 use std::io;
@@ -32,7 +33,7 @@ struct Live {
 
 pub(crate) struct Ring {
     live: Option<Live>,
-    /// Address and length of the arena buffers, by slot.
+    /// Address and length of the registered buffers, by slot.
     arena: Vec<libc::iovec>,
     in_flight: Option<InFlight>,
 }
@@ -41,10 +42,13 @@ struct InFlight {
     write: Write,
     /// Bytes known written: short writes are continued.
     done: usize,
+    /// The rest, as the kernel was told.
+    vectors: Vec<libc::iovec>,
 }
 
 // SAFETY: the raw pointers in `arena` are only handed to the kernel for registration and stay
-// valid as long as the arena's buffers live; they carry no thread affinity.
+// valid as long as those buffers live; the ones in `in_flight` point into the buffers beside them. They
+// carry no thread affinity.
 unsafe impl Send for Ring {}
 
 /// Makes a ring with the cheapest completion mode that the kernel has.
@@ -66,7 +70,7 @@ pub(crate) fn probe(dir: &OsDir) -> io::Result<()> {
     let ring = build()?;
     let mut found = Probe::new();
     ring.submitter().register_probe(&mut found)?;
-    for code in [opcode::Write::CODE, opcode::WriteFixed::CODE] {
+    for code in [opcode::Writev::CODE, opcode::WriteFixed::CODE] {
         if !found.is_supported(code) {
             return Err(io::Error::other("the ring lacks write operations"));
         }
@@ -91,13 +95,13 @@ fn write_and_read_back(file: Arc<dyn SegFile>) -> io::Result<()> {
     let mut ring = Ring::new(&mut []);
     ring.start(Write {
         file: file.clone(),
-        buffer,
+        buffers: vec![buffer],
         offset: 0,
         len: BLOCK_BYTES,
     })?;
     let written = ring.finish(true)?.expect("a write was in flight");
     let mut back = Buffer::new(BLOCK_BYTES)?;
-    if file.read(0, &mut back)? != BLOCK_BYTES || back[..] != written[..] {
+    if file.read(0, &mut back)? != BLOCK_BYTES || back[..] != written[0][..] {
         return Err(io::Error::other("a block did not read back as written"));
     }
     Ok(())
@@ -105,7 +109,7 @@ fn write_and_read_back(file: Arc<dyn SegFile>) -> io::Result<()> {
 
 impl Ring {
     /// A ring to come, for writes from these buffers (which get their slot numbers) and others.
-    /// The arena's buffers must outlive the ring; they may move, their memory does not.
+    /// These buffers must outlive the ring; they may move, their memory does not.
     pub fn new(arena: &mut [Buffer]) -> Ring {
         let table = arena.iter_mut().enumerate().map(|(slot, buffer)| {
             buffer.slot = Some(slot as u16);
@@ -127,7 +131,11 @@ impl Ring {
 
     pub fn start(&mut self, write: Write) -> io::Result<()> {
         self.make_live()?;
-        self.in_flight = Some(InFlight { write, done: 0 });
+        self.in_flight = Some(InFlight {
+            write,
+            done: 0,
+            vectors: Vec::new(),
+        });
         self.submit()
     }
 
@@ -172,7 +180,7 @@ impl Ring {
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        let (Some(live), Some(flight)) = (&mut self.live, &self.in_flight) else {
+        let (Some(live), Some(flight)) = (&mut self.live, &mut self.in_flight) else {
             unreachable!("called with a live ring and a write in flight");
         };
         let write = &flight.write;
@@ -180,25 +188,31 @@ impl Ring {
             .file
             .ring_fd()
             .ok_or_else(|| io::Error::other("the file cannot be used with a ring"))?;
-        let data = &write.buffer[flight.done..write.len];
         let offset = write.offset + flight.done as u64;
-        let entry = match (live.slot_for(&write.file, fd), write.buffer.slot) {
-            (Some(slot), Some(buffer)) if live.fixed_buffers => {
-                opcode::WriteFixed::new(slot, data.as_ptr(), data.len() as u32, buffer)
+        flight.vectors = vectors(write.parts(), flight.done);
+        let slot = live.slot_for(&write.file, fd);
+        let registered = match &write.buffers[..] {
+            [only] if live.fixed_buffers => only.slot,
+            _ => None,
+        };
+        let entry = match (slot, registered, &flight.vectors[..]) {
+            (Some(file), Some(buffer), [only]) => {
+                let (data, len) = (only.iov_base as *const u8, only.iov_len as u32);
+                opcode::WriteFixed::new(file, data, len, buffer)
                     .offset(offset)
                     .rw_flags(libc::RWF_DSYNC)
                     .build()
             }
-            (Some(slot), _) => opcode::Write::new(slot, data.as_ptr(), data.len() as u32)
+            (Some(file), _, all) => opcode::Writev::new(file, all.as_ptr(), all.len() as u32)
                 .offset(offset)
                 .rw_flags(libc::RWF_DSYNC)
                 .build(),
-            (None, _) => opcode::Write::new(types::Fd(fd), data.as_ptr(), data.len() as u32)
+            (None, _, all) => opcode::Writev::new(types::Fd(fd), all.as_ptr(), all.len() as u32)
                 .offset(offset)
                 .rw_flags(libc::RWF_DSYNC)
                 .build(),
         };
-        // SAFETY: `data` and the descriptor are owned by `in_flight`, which is given up only after
+        // SAFETY: memory, vectors and descriptor are owned by `in_flight`, which is given up only after
         // the completion was read (invariant 1), also when the ring is dropped.
         unsafe { live.ring.submission().push(&entry) }
             .map_err(|_| io::Error::other("the submission queue is full"))?;
@@ -211,7 +225,7 @@ impl Ring {
         }
     }
 
-    pub fn finish(&mut self, block: bool) -> io::Result<Option<Buffer>> {
+    pub fn finish(&mut self, block: bool) -> io::Result<Option<Vec<Buffer>>> {
         loop {
             if self.in_flight.is_none() {
                 return Ok(None);
@@ -227,7 +241,7 @@ impl Ring {
             let left = flight.write.len - flight.done;
             let n = result as usize;
             if n >= left {
-                return Ok(self.in_flight.take().map(|f| f.write.buffer));
+                return Ok(self.in_flight.take().map(|f| f.write.buffers));
             }
             // Short: go on from the last whole block, writing the same bytes again.
             let whole = n - n % BLOCK_BYTES;
@@ -326,7 +340,7 @@ mod tests {
             buffer.fill(i as u8 + 1);
             ring.start(Write {
                 file: file.clone(),
-                buffer,
+                buffers: vec![buffer],
                 offset: i as u64 * 8192,
                 len: 8192,
             })
@@ -365,7 +379,7 @@ mod tests {
             buffer.fill(fill);
             Write {
                 file: file.clone(),
-                buffer,
+                buffers: vec![buffer],
                 offset: 0,
                 len: 4096,
             }
@@ -379,7 +393,7 @@ mod tests {
             ring.finish(true).unwrap();
             let _ = ring.start(Write {
                 file: Arc::clone(&file),
-                buffer: Buffer::new(4096).unwrap(),
+                buffers: vec![Buffer::new(4096).unwrap()],
                 offset: 4096,
                 len: 4096,
             });
@@ -401,7 +415,7 @@ mod tests {
         // An offset no file can have.
         ring.start(Write {
             file,
-            buffer: Buffer::new(4096).unwrap(),
+            buffers: vec![Buffer::new(4096).unwrap()],
             offset: i64::MAX as u64 - 4095,
             len: 4096,
         })

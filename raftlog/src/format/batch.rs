@@ -7,6 +7,8 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"QLB1");
 pub const HEADER_BYTES: usize = 64;
 /// Bytes in front of an entry's data.
 pub const ENTRY_BYTES: usize = 24;
+/// The longest record but for data.
+const HEAD_BYTES_MAX: usize = 32;
 
 const ENTRY: u8 = 1;
 const HARD_STATE: u8 = 2;
@@ -106,7 +108,7 @@ pub enum Record<'a> {
 }
 
 impl Record<'_> {
-    /// Bytes that [`Record::encode`] takes.
+    /// Bytes of the whole record.
     pub fn encoded_bytes(&self) -> usize {
         match self {
             Record::Entry { data, .. } => ENTRY_BYTES + data.len(),
@@ -116,9 +118,9 @@ impl Record<'_> {
         }
     }
 
-    /// Writes the record at the start of `out`. Every record: type u8, kind u8, zero u16, length
-    /// u32 of what follows these eight bytes.
-    pub fn encode(&self, out: &mut [u8]) {
+    /// What stands in front of [`Record::data`], and its length. Every record: type u8, kind u8, zero
+    /// u16, length u32 of what follows these eight bytes.
+    pub fn head(&self) -> ([u8; HEAD_BYTES_MAX], usize) {
         let (tag, kind) = match self {
             Record::Entry { kind, .. } => (ENTRY, *kind),
             Record::HardState(_) => (HARD_STATE, 0),
@@ -126,33 +128,48 @@ impl Record<'_> {
             Record::Trim { .. } => (TRIM, 0),
             Record::Roll { .. } => (ROLL, 0),
         };
+        let mut out = [0; HEAD_BYTES_MAX];
+        let len = self.encoded_bytes();
         out[0] = tag;
         out[1] = kind;
-        out[2..4].fill(0);
-        put_u32(out, 4, (self.encoded_bytes() - 8) as u32);
+        put_u32(&mut out, 4, (len - 8) as u32);
         match self {
-            Record::Entry {
-                index, term, data, ..
-            } => {
-                put_u64(out, 8, *index);
-                put_u64(out, 16, *term);
-                out[ENTRY_BYTES..ENTRY_BYTES + data.len()].copy_from_slice(data);
+            Record::Entry { index, term, .. } => {
+                put_u64(&mut out, 8, *index);
+                put_u64(&mut out, 16, *term);
             }
             Record::HardState(hs) => {
-                put_u64(out, 8, hs.term);
-                put_u64(out, 16, hs.vote);
-                put_u64(out, 24, hs.commit);
+                put_u64(&mut out, 8, hs.term);
+                put_u64(&mut out, 16, hs.vote);
+                put_u64(&mut out, 24, hs.commit);
             }
             Record::Snapshot { index, term } => {
-                put_u64(out, 8, *index);
-                put_u64(out, 16, *term);
+                put_u64(&mut out, 8, *index);
+                put_u64(&mut out, 16, *term);
             }
-            Record::Trim { keep_from } => put_u64(out, 8, *keep_from),
+            Record::Trim { keep_from } => put_u64(&mut out, 8, *keep_from),
             Record::Roll { seq, seg_id } => {
-                put_u64(out, 8, *seq);
-                put_u64(out, 16, *seg_id);
+                put_u64(&mut out, 8, *seq);
+                put_u64(&mut out, 16, *seg_id);
             }
         }
+        (out, len - self.data().len())
+    }
+
+    /// An entry's data; empty for the others.
+    pub fn data(&self) -> &[u8] {
+        match self {
+            Record::Entry { data, .. } => data,
+            _ => &[],
+        }
+    }
+
+    /// Writes the record at the start of `out`.
+    pub fn encode(&self, out: &mut [u8]) {
+        let (head, len) = self.head();
+        let data = self.data();
+        out[..len].copy_from_slice(&head[..len]);
+        out[len..len + data.len()].copy_from_slice(data);
     }
 }
 

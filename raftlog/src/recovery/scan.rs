@@ -82,22 +82,28 @@ pub(crate) struct Recovery {
     pub report: String,
 }
 
-/// Reads a file forward through one large aligned window.
-struct Window<'a> {
-    file: &'a dyn SegFile,
+/// Reads one file after the other, forward, through one large aligned window.
+struct Window {
     buffer: Buffer,
+    file: Option<Arc<dyn SegFile>>,
     start: u64,
     filled: usize,
 }
 
-impl<'a> Window<'a> {
-    fn new(file: &'a dyn SegFile) -> io::Result<Window<'a>> {
+impl Window {
+    fn new() -> io::Result<Window> {
         Ok(Window {
-            file,
             buffer: Buffer::new(WINDOW_BYTES)?,
+            file: None,
             start: 0,
             filled: 0,
         })
+    }
+
+    /// From now on this file is read.
+    fn turn_to(&mut self, file: &Arc<dyn SegFile>) {
+        self.file = Some(file.clone());
+        self.filled = 0;
     }
 
     /// Up to `len` bytes at `offset` (a block's start); fewer at the end of the file.
@@ -107,7 +113,8 @@ impl<'a> Window<'a> {
             if padded(len) > self.buffer.len() {
                 self.buffer = Buffer::new(len)?;
             }
-            self.filled = self.file.read(offset, &mut self.buffer)?;
+            let file = self.file.as_ref().expect("turned to one");
+            self.filled = file.read(offset, &mut self.buffer)?;
             self.start = offset;
         }
         let from = (offset - self.start) as usize;
@@ -184,14 +191,16 @@ pub(crate) fn recover(context: &Context<'_>, seqs: &[u64]) -> Result<Recovery, O
         roll: None,
         batches: 0,
     };
-    let cursor = scan.walk(Cursor {
+    let mut window = Window::new().map_err(io_error(context, "get memory for reading", seqs[0]))?;
+    let start = Cursor {
         segment: 0,
         offset: FIRST_BATCH,
         batch_seq: first.next_batch_seq,
         chain: first.prev_end.chain,
         durable_seq: first.next_batch_seq - 1,
-    })?;
-    let recovery = scan.judge(cursor, seqs, contiguous)?;
+    };
+    let cursor = scan.walk(start, &mut window)?;
+    let recovery = scan.judge(cursor, &mut window, seqs, contiguous)?;
     check_reaches_down(context, &recovery)?;
     Ok(recovery)
 }
@@ -297,15 +306,14 @@ fn check_reaches_down(context: &Context<'_>, recovery: &Recovery) -> Result<(), 
 
 impl Scan<'_> {
     /// Follows the chain to the first place where no valid batch stands.
-    fn walk(&mut self, mut cursor: Cursor) -> Result<Cursor, OpenError> {
+    fn walk(&mut self, mut cursor: Cursor, window: &mut Window) -> Result<Cursor, OpenError> {
         loop {
-            let file = self.opened[cursor.segment].file.clone();
-            let mut window = Window::new(&*file).map_err(self.io(cursor))?;
+            window.turn_to(&self.opened[cursor.segment].file);
             loop {
                 if self.successor_starts_at(&cursor) {
                     break;
                 }
-                match self.take_batch(&mut window, &mut cursor)? {
+                match self.take_batch(window, &mut cursor)? {
                     true => {}
                     false => return Ok(cursor),
                 }
@@ -367,11 +375,7 @@ impl Scan<'_> {
     }
 
     /// Reads the batch at the cursor and moves behind it; `false` if no valid one stands there.
-    fn take_batch(
-        &mut self,
-        window: &mut Window<'_>,
-        cursor: &mut Cursor,
-    ) -> Result<bool, OpenError> {
+    fn take_batch(&mut self, window: &mut Window, cursor: &mut Cursor) -> Result<bool, OpenError> {
         let segment = &self.opened[cursor.segment];
         let (seq, len) = (segment.seq, segment.len);
         let seg_id = self.header(cursor.segment).expect("walked into").seg_id;
@@ -396,8 +400,7 @@ impl Scan<'_> {
         if bytes.len() < whole || crc(&bytes[batch::HEADER_BYTES..]) != header.payload_crc {
             return Ok(false);
         }
-        let payload = bytes[batch::HEADER_BYTES..].to_vec();
-        self.fold(&payload, &header, cursor)?;
+        self.fold(&bytes[batch::HEADER_BYTES..], &header, cursor)?;
         cursor.offset += header.disk_bytes();
         cursor.durable_seq = cursor.batch_seq;
         cursor.batch_seq += 1;
@@ -477,10 +480,10 @@ impl Scan<'_> {
     }
 
     /// Looks at everything behind the cursor in its segment.
-    fn look_behind(&self, cursor: &Cursor) -> Result<Aftermath, OpenError> {
+    fn look_behind(&self, cursor: &Cursor, window: &mut Window) -> Result<Aftermath, OpenError> {
         let segment = &self.opened[cursor.segment];
         let seg_id = self.header(cursor.segment).expect("walked into").seg_id;
-        let mut window = Window::new(&*segment.file).map_err(self.io(*cursor))?;
+        window.turn_to(&segment.file);
         let mut seen = Aftermath {
             highest_seq: cursor.batch_seq,
             ..Aftermath::default()
@@ -510,10 +513,15 @@ impl Scan<'_> {
     }
 
     /// The youngest batch in a segment without a good header, if it is younger than the chain.
-    fn continues(&self, segment: usize, cursor: &Cursor) -> Result<Option<BatchHeader>, OpenError> {
+    fn continues(
+        &self,
+        segment: usize,
+        cursor: &Cursor,
+        window: &mut Window,
+    ) -> Result<Option<BatchHeader>, OpenError> {
         let opened = &self.opened[segment];
         let at = Cursor { segment, ..*cursor };
-        let mut window = Window::new(&*opened.file).map_err(self.io(at))?;
+        window.turn_to(&opened.file);
         let mut found: Option<BatchHeader> = None;
         let mut offset = FIRST_BATCH;
         while offset < opened.len {
@@ -529,8 +537,14 @@ impl Scan<'_> {
         Ok(found)
     }
 
-    fn judge(self, cursor: Cursor, seqs: &[u64], contiguous: usize) -> Result<Recovery, OpenError> {
-        let seen = self.look_behind(&cursor)?;
+    fn judge(
+        self,
+        cursor: Cursor,
+        window: &mut Window,
+        seqs: &[u64],
+        contiguous: usize,
+    ) -> Result<Recovery, OpenError> {
+        let seen = self.look_behind(&cursor, window)?;
         let mut details = Vec::new();
         let next = cursor.segment + 1;
         let named = self
@@ -557,7 +571,7 @@ impl Scan<'_> {
                 Successor::Beyond
             }
             Some(Err(what)) => {
-                let younger = self.continues(next, &cursor)?;
+                let younger = self.continues(next, &cursor, window)?;
                 if let Some(found) = younger {
                     details.push(format!("the next segment holds batch {}", found.batch_seq));
                     if found.durable_seq >= cursor.batch_seq {

@@ -6,8 +6,8 @@
 //! go to a simulated disk, where each damage is made, judged and taken back.
 //!
 //! Allowed are the same records, a refusal, or, for a log whose last batch has no witness, the loss of
-//! that one batch. `QUORATE_EVERY=1` takes every bit and every byte's cut (minutes); otherwise all bits
-//! of what may be a header and a part of the others, and cuts around sectors.
+//! that one batch. `QUORATE_EVERY=1` takes every bit and every byte's cut (a quarter of an hour); otherwise all
+//! bits of what may be a header and a part of the others, and cuts around sectors.
 
 use super::harness::entry;
 use crate::disk::Dir;
@@ -22,6 +22,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use simdisk::{Disk, SECTOR};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -204,16 +205,33 @@ fn exhaustive() -> bool {
     std::env::var_os("QUORATE_EVERY").is_some()
 }
 
-/// Runs `work` for each file of the log, on two threads, each with its own disk.
-fn each_file(built: &Built, work: impl Fn(&Disk, &str, &[u8]) + Sync) {
-    let names: Vec<&String> = built.now.keys().collect();
+/// A part of a file of the log.
+struct Part<'a> {
+    path: String,
+    /// The whole file.
+    bytes: &'a [u8],
+    /// The bytes that are to be damaged.
+    range: Range<usize>,
+}
+
+/// Runs `work` for all parts of all files, on all processors, each thread with its own disk.
+fn each_part(built: &Built, work: impl Fn(&Disk, &Part<'_>) + Sync) {
+    let mut parts = Vec::new();
+    for (name, bytes) in &built.now {
+        parts.extend((0..bytes.len()).step_by(4096).map(|start| Part {
+            path: format!("log/{name}"),
+            bytes,
+            range: start..bytes.len().min(start + 4096),
+        }));
+    }
     let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
-        for _ in 0..2 {
+        for _ in 0..threads {
             scope.spawn(|| {
                 let disk = built.disk();
-                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    work(&disk, &format!("log/{name}"), &built.now[*name]);
+                while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(&disk, part);
                 }
             });
         }
@@ -237,8 +255,8 @@ fn every_bit() {
         let built = build(sealed);
         assert!(built.now.len() >= 3, "{:?}", built.now.keys());
         let tally = Tally::default();
-        each_file(&built, |disk, path, bytes| {
-            for at in 0..bytes.len() {
+        each_part(&built, |disk, Part { path, bytes, range }| {
+            for at in range.clone() {
                 let bits = match (exhaustive(), is_head(bytes, at)) {
                     (true, _) => 0..8,
                     // Both tests together take every bit.
@@ -270,10 +288,10 @@ fn every_sector_zeroed_filled_or_of_an_earlier_time() {
     for sealed in [false, true] {
         let built = build(sealed);
         let tally = Tally::default();
-        each_file(&built, |disk, path, bytes| {
+        each_part(&built, |disk, Part { path, bytes, range }| {
             let name = path.strip_prefix("log/").unwrap();
-            for sector in 0..bytes.len() / SECTOR {
-                let at = sector * SECTOR;
+            for at in range.clone().step_by(SECTOR) {
+                let sector = at / SECTOR;
                 let mut news: Vec<Vec<u8>> = vec![vec![0; SECTOR], vec![0xff; SECTOR]];
                 for earlier in &built.before {
                     // The file itself as it was, and every other one: it may have been recycled.
@@ -306,9 +324,9 @@ fn every_truncation() {
     for sealed in [false, true] {
         let built = build(sealed);
         let tally = Tally::default();
-        each_file(&built, |disk, path, bytes| {
+        each_part(&built, |disk, Part { path, range, .. }| {
             // Only a successor's word may excuse a short file.
-            for cut in 0..bytes.len() {
+            for cut in range.clone() {
                 if !exhaustive() && ![0, 1, SECTOR - 1].contains(&(cut % SECTOR)) {
                     continue;
                 }

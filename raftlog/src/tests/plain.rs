@@ -235,11 +235,12 @@ fn the_largest_entry_fits_and_appends_may_span_segments() {
 }
 
 #[test]
-fn entries_larger_than_the_arena_work() {
-    let mut h = open(8192 * KIB);
-    let big = entry(1, 1, 3 << 20);
+fn entries_larger_than_any_batch_work() {
+    let mut h = open(20 << 20);
+    let big = entry(1, 1, crate::queue::BATCH_BYTES_MAX + 5000);
     h.append(&[big.clone(), entry(2, 1, 5)], hs(1, 1, 0));
     h.sync();
+    // Term and vote, the large one, the small one.
     assert_eq!(h.log().stats().flushes, 3);
     h.open().unwrap();
     assert_eq!(h.log().entries(1, 2, 0).unwrap(), [big]);
