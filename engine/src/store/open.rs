@@ -1,7 +1,8 @@
 //! Opening: find the newest checkpoint whose meta page, map and roots hold; or make a new file.
 //!
 //! A new file is built under another name, synced, renamed, and the directory synced: under its own name there is
-//! never a half-made one. Opening writes nothing to a file that exists, but syncs it before it believes a byte.
+//! never a half-made one. Opening writes nothing to a file that exists, but sets the length that it has and syncs it before
+//! it believes a byte.
 //!
 //! A file of another format, or with features unknown here, is refused even when one of its slots could be read.
 //! Checkpoint numbers go on behind a random gap, so that no number is given to two checkpoints, one of which was lost.
@@ -57,17 +58,20 @@ pub(super) fn open(options: StoreOptions) -> Result<(Store, StoreWriter, Recover
     let file = dir
         .open(FILE_NAME)
         .map_err(|error| Error::io(&path, 0, "opening", &error))?;
+    let len = file
+        .len()
+        .map_err(|error| Error::io(&path, 0, "asking for the length", &error))?;
     // A process that died may have left name, pages and meta page unsynced. What is believed from here on, because it
-    // can be read, must still be there after a power failure.
-    file.sync()
+    // can be read, must still be there after a power failure. That goes for the length, too: when a sync failed, the
+    // kernel may go on showing one that no later sync would write, unless it is set again.
+    file.set_len(len)
+        .and_then(|()| file.sync())
         .and_then(|()| dir.sync())
         .map_err(|error| Error::io(&path, 0, "syncing what was found", &error))?;
     Opening {
         file: &*file,
         path: &path,
-        len: file
-            .len()
-            .map_err(|error| Error::io(&path, 0, "asking for the length", &error))?,
+        len,
         notes: Vec::new(),
     }
     .find()

@@ -358,6 +358,55 @@ fn a_failed_write_or_sync_is_final() {
     }
 }
 
+/// A sync that fails may throw away that the file has grown, while the kernel goes on showing the new length. The next
+/// process must not build on that.
+#[test]
+fn a_length_that_a_failed_sync_lost_is_not_built_on() {
+    let mut lost = 0;
+    for seed in 0..60 {
+        let disk = Disk::new(seed);
+        let mut story = script(&disk, seed, 1, Sabotage::None);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (options, _) = sim_options(&disk);
+        let (_store, mut writer, _) = Store::open(options).unwrap();
+        disk.fail_when(|op| (op.kind == OpKind::SyncData).then_some(Fault::Eio));
+        let first = story.durable.unwrap();
+        let mut model = story.begun[&first].clone();
+        for _ in 0..6 {
+            change(&mut writer, &mut rng, &mut model, 1).unwrap();
+        }
+        writer.publish();
+        let number = writer.checkpoint(Vec::new()).unwrap();
+        story.begun.insert(number, model);
+        disk.clear_faults();
+        let file = "store/tree.qdb";
+        lost += u32::from(
+            disk.durable_contents(file).unwrap().len() < disk.contents(file).unwrap().len(),
+        );
+        // The kernel lives on; the next process works, and then the power goes.
+        disk.power_off();
+        let disk = disk.process_images().next().unwrap().disk;
+        let at = examine(&disk, &story).unwrap();
+        let (options, _) = sim_options(&disk);
+        let (store, mut writer, _) = Store::open(options).unwrap();
+        let mut model = story.begun[&at].clone();
+        let mut story = Story::default();
+        for round in 0..3 {
+            for _ in 0..4 {
+                change(&mut writer, &mut rng, &mut model, round).unwrap();
+            }
+            writer.publish();
+            let number = checkpoint(&store, &mut writer, b"");
+            story.begun.insert(number, model.clone());
+            story.durable = Some(number);
+        }
+        let after = disk.after_power_loss(&simdisk::Survivors::None);
+        let found = examine(&after, &story);
+        assert!(found.is_ok(), "seed {seed}: {found:?}");
+    }
+    assert!(lost > 10, "{lost}");
+}
+
 #[test]
 fn a_full_disk_loses_nothing_and_ends() {
     let disk = Disk::new(1);
