@@ -4,6 +4,46 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// A kind of file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    Ext4,
+    Xfs,
+}
+
+impl FileSystem {
+    /// Those that this machine can make. Says so when one is missing.
+    ///
+    /// # Panics
+    /// Without ext4.
+    pub fn all() -> Vec<FileSystem> {
+        let mut all = vec![FileSystem::Ext4];
+        match run("mkfs.xfs", &["-V"]) {
+            Ok(_) => all.push(FileSystem::Xfs),
+            Err(what) => eprintln!("passed over XFS: {what}"),
+        }
+        all
+    }
+
+    /// Makes one on a device or in an image.
+    pub fn make(self, on: &str) -> Result<String, String> {
+        match self {
+            FileSystem::Ext4 => run("mkfs.ext4", &["-q", on]),
+            // Below 300 MiB it is made for tests alone.
+            FileSystem::Xfs => run("mkfs.xfs", &["-q", "-f", "--unsupported", on]),
+        }
+    }
+
+    /// Options to mount an image with.
+    fn options(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "loop",
+            // Copies of one file system bear its name.
+            FileSystem::Xfs => "loop,nouuid",
+        }
+    }
+}
+
 /// A mounted image; unmounted when dropped.
 pub struct Mounted {
     dir: tempfile::TempDir,
@@ -42,29 +82,30 @@ pub fn wanted() -> bool {
 }
 
 impl Mounted {
-    /// A new file system of so many bytes. `None`, with a line that says why, when it is not wanted.
+    /// A new file system of so many bytes.
     ///
     /// # Panics
-    /// When it is wanted and cannot be had.
-    pub fn new(bytes: u64, kind: &str) -> Option<Mounted> {
-        if !wanted() {
-            return None;
-        }
+    /// When it cannot be had.
+    pub fn new(bytes: u64, kind: FileSystem) -> Mounted {
         let dir = tempfile::tempdir().expect("dir");
         let image = dir.path().join("image");
         let file = std::fs::File::create(&image).expect("creates");
         file.set_len(bytes).expect("grows");
-        let text = image.to_str().expect("text");
-        run(&format!("mkfs.{kind}"), &["-q", text]).expect("makes a file system");
-        Some(Mounted::image(dir, &image).expect("mounts"))
+        kind.make(image.to_str().expect("text"))
+            .expect("makes a file system");
+        Mounted::image(dir, &image, kind).expect("mounts")
     }
 
     /// Mounts an image that is there; `dir` goes with it.
-    pub fn image(dir: tempfile::TempDir, image: &Path) -> Result<Mounted, String> {
+    pub fn image(
+        dir: tempfile::TempDir,
+        image: &Path,
+        kind: FileSystem,
+    ) -> Result<Mounted, String> {
         let at = dir.path().join("mounted");
         std::fs::create_dir_all(&at).map_err(|error| error.to_string())?;
         let (image, to) = (image.to_str().expect("text"), at.to_str().expect("text"));
-        run("mount", &["-o", "loop", image, to])?;
+        run("mount", &["-o", kind.options(), image, to])?;
         Ok(Mounted { dir, at })
     }
 
