@@ -23,7 +23,7 @@ use crate::events::chunk::{ChunkView, Prev};
 use crate::mvcc::reader::lease_key;
 use crate::mvcc::{Meta, View};
 use crate::record::{Live, RUN, ValueRef, decode_record, run_ref};
-use crate::source::{LIVE, RunRef, Source, Store, TreeId};
+use crate::source::{LIVE, RunRef, Source, SpaceUse, Store, TreeId};
 use crate::types::{Error, Result, Revision};
 
 fn broken(what: String) -> Error {
@@ -80,6 +80,8 @@ pub struct FileReport {
     pub runs: u64,
     /// Allocation units in use.
     pub units: u64,
+    /// What they hold.
+    pub space: SpaceUse,
 }
 
 /// Checks the newest durable checkpoint as it lies on disk.
@@ -105,6 +107,7 @@ pub(crate) fn check_file(store: &Store, view: &View) -> Result<FileReport> {
                     entries: report.entries,
                     runs: report.runs,
                     units: report.units,
+                    space: report.space,
                 });
             }
             Err(error) if store.durable().checkpoint == durable.checkpoint => {

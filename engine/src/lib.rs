@@ -43,7 +43,7 @@ mod tests;
 
 pub use check::{CheckReport, FileReport};
 pub use mvcc::{Engine, EventRef, Published, Txn, View, Writer};
-pub use store::{FatalHook, IoBackend};
+pub use store::{FatalHook, IoBackend, Share, SpaceUse};
 pub use transfer::Version;
 pub use types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, EventKind, EventsEnd, HashKv,

@@ -375,8 +375,10 @@ pub struct Stats {
     pub oldest_pin_lag: u64,
     /// Pieces of background I/O that waited because of [`Engine::disk_wanted`](crate::Engine).
     pub gave_way: u64,
-    /// Bytes moved towards the front of the file since the engine was opened.
+    /// Bytes moved towards the front of the file, or into fuller pages, since the engine was opened.
     pub moved_bytes: u64,
+    /// Bytes of the pages that filling others made superfluous.
+    pub packed_bytes: u64,
     /// Size towards which defragmentation works; 0 before it first looked.
     pub defrag_goal_bytes: u64,
     /// A defragmentation that was asked for is under way.

@@ -169,6 +169,7 @@ impl Engine {
                 .map_or(0, |pin| store.newest_publish.saturating_sub(pin)),
             gave_way: store.gave_way,
             moved_bytes: store.moved_bytes,
+            packed_bytes: store.packed_bytes,
             defrag_goal_bytes: store.defrag_goal_bytes,
             defragmenting: store.defragmenting,
             checkpoint: self.shared.store.durable().checkpoint,

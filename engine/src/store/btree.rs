@@ -7,13 +7,16 @@
 //! neighbours to make two; an empty page is dropped. So under random inserts and deletes pages are 65 % full on average. The root has two children at
 //! least, or is a leaf.
 
+#[cfg(test)]
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
+use super::cache::Frame;
 use super::cells::Cells;
 use super::error::{Error, Result};
 use super::meta::RootAt;
 use super::node::Node;
-use super::page::{Addr, Child, NO_CHILD, StoredKey, common};
+use super::page::{Addr, Child, NO_CHILD, Page, StoredKey, common};
 use super::pages::Pages;
 use super::space::Space;
 use super::types::{LIVE, RunRef};
@@ -614,17 +617,16 @@ impl Tree<'_> {
         // What is not in memory is worth reading only for a page that is nearly empty.
         let read = used < capacity / 3;
         let n = node.page().len();
-        for left in [Some(i), i.checked_sub(1)].into_iter().flatten() {
-            if left + 1 < n && self.at_hand(node, left, 2, read) && self.merge(node, left)? {
-                return Ok(());
+        let pairs = [Some(i), i.checked_sub(1)].map(|left| (left, 2));
+        let threes = [i.checked_sub(1), Some(i), i.checked_sub(2)].map(|left| (left, 3));
+        for (left, count) in pairs.into_iter().chain(threes) {
+            let Some(left) = left else { continue };
+            if count == 3 && node.page().level() > 1 {
+                continue;
             }
-        }
-        let windows = [i.checked_sub(1), Some(i), i.checked_sub(2)];
-        for left in windows.into_iter().flatten() {
-            if node.page().level() == 1
-                && left + 2 < n
-                && self.at_hand(node, left, 3, read)
-                && self.merge_three(node, left)?
+            if left + count <= n
+                && self.at_hand(node, left, count, read)
+                && self.rejoin(node, left, count, count - 1)?
             {
                 return Ok(());
             }
@@ -639,56 +641,118 @@ impl Tree<'_> {
             .all(|i| node.kid(i).is_some() || cache.peek(node.page().child(i).addr).is_some())
     }
 
-    /// Makes two leaves of children `left` to `left + 2` when they fit in nine tenths of two, and the key between the
-    /// two fits the page.
-    fn merge_three(&mut self, node: &mut Node, left: usize) -> Result<bool> {
-        let limit = self.space.pages().geo.capacity() / 10 * 9;
-        let mut cells = Cells::new(true);
-        let mut used = 0;
-        for i in left..left + 3 {
+    /// Makes `into` pages of the `count` children from `left` on, when these fill them to nine tenths at most and the
+    /// keys between them fit the page; whether they did.
+    fn rejoin(&mut self, node: &mut Node, left: usize, count: usize, into: usize) -> Result<bool> {
+        let limit = page_limit(self.space.pages());
+        let capacity = self.space.pages().geo.capacity();
+        let level = node.page().level() - 1;
+        let mut cells = Cells::new(level == 0);
+        let mut body = 0;
+        for i in left..left + count {
             let child = child_of(self.space.pages(), node, i)?;
-            used += child.page().used();
-            if used > 2 * limit + child.page().prefix().len() {
+            body += Weight::of(child.page()).body;
+            if body > into * limit {
                 return Ok(false);
             }
+            let first = cells.len();
             cells.append(&child);
+            if level > 0 && i > left {
+                // The key that stood between the two goes down with the child that had none.
+                let page = node.page();
+                let bytes = [page.prefix(), page.suffix(i)].concat();
+                let key = StoredKey {
+                    bytes: &bytes,
+                    long: page.long(i),
+                };
+                cells.set_key(first, key);
+            }
         }
-        let Some(at) = cells.split_at(limit, false) else {
+        // On average nine tenths; a page may be fuller where entries are long, but not so full that it is as good as split.
+        let Some(cuts) = cells.divide(capacity - capacity / 16, into) else {
             return Ok(false);
         };
-        let key = self.separator(&cells, at, 0)?;
-        let page = node.page();
-        let freed: usize = [left + 1, left + 2]
-            .iter()
-            .map(|i| page.slot_bytes(*i))
-            .sum();
-        let room = self.space.pages().geo.capacity() - page.used() + freed;
-        let fits = key.bytes.starts_with(page.prefix())
-            && page.child_bytes(key.bytes.len() - page.prefix().len(), key.long.is_some()) <= room;
-        if !fits {
-            if let Some(run) = key.long {
-                self.space.free_run(run);
-            }
+        let Some(keys) = self.separators(node, &cells, &cuts, left..left + count)? else {
             return Ok(false);
-        }
-        let first = self.build(&cells, 0, 0, at);
-        let second = self.build(&cells, 0, at, cells.len());
-        for i in left..left + 3 {
+        };
+        let ends = cuts.iter().copied().chain([cells.len()]);
+        let starts = [0].into_iter().chain(cuts.iter().copied());
+        let built: Vec<Node> = starts
+            .zip(ends)
+            .map(|(from, to)| self.build(&cells, level, from, to))
+            .collect();
+        drop(cells);
+        for i in left..left + count {
             let child = take_child(node, i);
             self.space.retire(&child);
         }
-        self.drop_slot(node, left + 2, true);
-        self.drop_slot(node, left + 1, true);
-        let first = self.space.adopt(first);
-        put_child(node, left, Kid::Mem(first));
-        let second = self.space.adopt(second);
-        let child = in_memory(&second);
-        let inserted = node.page_mut().inner_insert(left + 1, key.stored(), child);
-        assert!(inserted, "its room was counted");
-        let live = node.page().live() + child.live;
-        node.page_mut().set_live(live);
-        node.add_kid(left + 1, second);
+        for i in (left + 1..left + count).rev() {
+            self.drop_slot(node, i, level == 0);
+        }
+        let mut built = built.into_iter();
+        if let Some(first) = built.next() {
+            let first = self.space.adopt(first);
+            put_child(node, left, Kid::Mem(first));
+        }
+        for (i, (key, next)) in (left + 1..).zip(keys.iter().zip(built)) {
+            let next = self.space.adopt(next);
+            let child = in_memory(&next);
+            let inserted = node.page_mut().inner_insert(i, key.stored(), child);
+            assert!(inserted, "its room was counted");
+            let live = node.page().live() + child.live;
+            node.page_mut().set_live(live);
+            node.add_kid(i, next);
+        }
         Ok(true)
+    }
+
+    /// The keys between the pages that `cells` are cut into, if they have room where those between the children
+    /// `old` stand.
+    fn separators(
+        &mut self,
+        node: &Node,
+        cells: &Cells,
+        cuts: &[usize],
+        old: std::ops::Range<usize>,
+    ) -> Result<Option<Vec<SeparatorKey>>> {
+        let page = node.page();
+        let level = page.level() - 1;
+        let freed: usize = old.skip(1).map(|i| page.slot_bytes(i)).sum();
+        let mut room = self.space.pages().geo.capacity() - page.used() + freed;
+        let mut keys: Vec<SeparatorKey> = Vec::with_capacity(cuts.len());
+        let mut failed = None;
+        for at in cuts {
+            #[cfg(test)]
+            let late = usize::from(self.space.shared.cut_late.load(Ordering::Relaxed));
+            #[cfg(test)]
+            let at = &(at + late).min(cells.len() - 1);
+            let key = match self.separator(cells, *at, level) {
+                Ok(key) => key,
+                Err(error) => {
+                    failed = Some(Err(error));
+                    break;
+                }
+            };
+            let fits = key.bytes.starts_with(page.prefix());
+            let suffix = key.bytes.len().saturating_sub(page.prefix().len());
+            let takes = page.child_bytes(suffix, key.long.is_some());
+            keys.push(key);
+            if !fits || takes > room {
+                failed = Some(Ok(None));
+                break;
+            }
+            room -= takes;
+        }
+        let Some(failed) = failed else {
+            return Ok(Some(keys));
+        };
+        // Those of inner pages stay where they are.
+        for run in keys.into_iter().filter_map(|key| key.long) {
+            if level == 0 {
+                self.space.free_run(run);
+            }
+        }
+        failed
     }
 
     /// Removes a child's slot. `free_key`: the key that goes with it is not kept elsewhere.
@@ -705,43 +769,156 @@ impl Tree<'_> {
         }
     }
 
-    /// Makes one page of children `left` and `left + 1` when they fit in nine tenths.
-    fn merge(&mut self, node: &mut Node, left: usize) -> Result<bool> {
-        let right = left + 1;
-        let limit = self.space.pages().geo.capacity() / 10 * 9;
-        let (a, b) = (
-            child_of(self.space.pages(), node, left)?,
-            child_of(self.space.pages(), node, right)?,
-        );
-        if a.page().used() + b.page().used() > limit + a.page().prefix().len() {
-            return Ok(false);
+    /// Makes fewer pages of the `count` pages of `level` from the one that holds `key` on, as far as they are at hand
+    /// and lie below one page; how many pages were written for how many.
+    pub fn pack(
+        &mut self,
+        root: &mut Root,
+        level: u8,
+        key: &[u8],
+        count: usize,
+    ) -> Result<Option<Packed>> {
+        let Some((left, found)) = self.find_window(root, level, key, count)? else {
+            return Ok(None);
+        };
+        let Some(mut kid) = root.kid.take() else {
+            return Ok(None);
+        };
+        let done = self.pack_at(&mut kid, root.level, level, key, (left, &found));
+        root.kid = Some(kid);
+        self.shrink(root);
+        root.live = root_live(root);
+        Ok(done?.map(|after| Packed {
+            before: found.count,
+            after,
+        }))
+    }
+
+    /// Looks for something to pack, and changes nothing.
+    fn find_window(
+        &self,
+        root: &Root,
+        level: u8,
+        key: &[u8],
+        count: usize,
+    ) -> Result<Option<(usize, Window)>> {
+        let pages = self.space.pages();
+        if root.level <= level {
+            return Ok(None);
         }
-        let level = a.page().level();
-        let mut cells = Cells::of(&a);
-        let middle = cells.len();
-        cells.append(&b);
-        if level > 0 {
-            let page = node.page();
-            let bytes = [page.prefix(), page.suffix(right)].concat();
-            let key = StoredKey {
-                bytes: &bytes,
-                long: page.long(right),
+        let Some(mut node) = root.node(pages, self.id)? else {
+            return Ok(None);
+        };
+        while node.page().level() > level + 1 {
+            let i = node.page().child_for(key, pages)?;
+            node = child_of(pages, &node, i)?;
+        }
+        let first = node.page().child_for(key, pages)?;
+        let mut weights = Vec::with_capacity(count);
+        for i in first..node.page().len().min(first + count) {
+            let held = match node.kid(i) {
+                Some(kid) => kid.clone(),
+                None => match pages.cache.peek(node.page().child(i).addr) {
+                    Some(Frame::Node(held)) => held,
+                    _ => break,
+                },
             };
-            cells.set_key(middle, key);
+            weights.push(Weight::of(held.page()));
         }
-        if cells.size() > limit {
-            return Ok(false);
+        let found = Window::find(page_limit(pages), &weights);
+        Ok(found.map(|window| (first + window.first, window)))
+    }
+
+    fn pack_at(
+        &mut self,
+        kid: &mut Kid,
+        at: u8,
+        level: u8,
+        key: &[u8],
+        window: (usize, &Window),
+    ) -> Result<Option<usize>> {
+        let node = self.space.own(kid, self.id, at)?;
+        if at == level + 1 {
+            let (left, window) = window;
+            // Entries of many sizes may not divide as evenly as was counted on.
+            for into in [window.into, window.into + 1] {
+                if into < window.count && self.rejoin(node, left, window.count, into)? {
+                    return Ok(Some(into));
+                }
+            }
+            return Ok(None);
         }
-        let merged = self.build(&cells, level, 0, cells.len());
-        drop(cells);
-        for i in [left, right] {
-            let child = take_child(node, i);
-            self.space.retire(&child);
+        let i = node.page().child_for(key, self.space.pages())?;
+        let mut child = take_child(node, i);
+        let done = self.pack_at(&mut child, at - 1, level, key, window);
+        put_child(node, i, child);
+        let done = done?;
+        self.mend(node, i)?;
+        Ok(done)
+    }
+}
+
+/// What packing did: pages before and after.
+pub(super) struct Packed {
+    pub before: usize,
+    pub after: usize,
+}
+
+/// How much of a page must lie somewhere, whatever it is divided into.
+#[derive(Clone, Copy)]
+pub(super) struct Weight {
+    /// Bytes of the entries.
+    pub body: usize,
+    /// Bytes that they share.
+    pub prefix: usize,
+}
+
+impl Weight {
+    pub fn of(page: Page<'_>) -> Weight {
+        let prefix = page.prefix().len();
+        Weight {
+            body: page.used() - prefix,
+            prefix,
         }
-        self.drop_slot(node, right, level == 0);
-        let merged = self.space.adopt(merged);
-        put_child(node, left, Kid::Mem(merged));
-        Ok(true)
+    }
+}
+
+/// Bytes behind the header up to which pages are filled that are made of others: nine tenths. What is left takes the
+/// next few inserts; see `pack` for the choice.
+pub(super) fn page_limit(pages: &Pages) -> usize {
+    pages.geo.capacity() / 10 * 9
+}
+
+/// Adjacent pages that would be fewer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    pub first: usize,
+    pub count: usize,
+    pub into: usize,
+}
+
+impl Window {
+    /// The part of these adjacent pages without which they could not become as many fewer as they can.
+    pub fn find(limit: usize, pages: &[Weight]) -> Option<Window> {
+        let needed = |part: &[Weight]| {
+            let body: usize = part.iter().map(|page| page.body).sum();
+            let prefix = part.iter().map(|page| page.prefix).max().unwrap_or(0);
+            body.div_ceil(limit.saturating_sub(prefix).max(1)).max(1)
+        };
+        let saved = |part: &[Weight]| part.len().saturating_sub(needed(part));
+        let most = saved(pages);
+        let mut part = 0..pages.len();
+        while most > 0 && saved(&pages[part.start + 1..part.end]) == most {
+            part.start += 1;
+        }
+        while most > 0 && saved(&pages[part.start..part.end - 1]) == most {
+            part.end -= 1;
+        }
+        (most > 0).then_some(Window {
+            first: part.start,
+            count: part.len(),
+            into: part.len() - most,
+        })
     }
 }
 

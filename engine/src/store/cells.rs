@@ -20,7 +20,7 @@ struct Cell {
     kid: Option<Arc<Node>>,
 }
 
-/// The entries of one or two pages, in order.
+/// The entries of some adjacent pages, in order.
 pub(super) struct Cells {
     bytes: Vec<u8>,
     cells: Vec<Cell>,
@@ -214,6 +214,31 @@ impl Cells {
             }
         }
         best.map(|(i, _)| i)
+    }
+
+    /// Where to divide into `parts` of about the same size, each at most `limit`; None when that cannot be.
+    pub fn divide(&self, limit: usize, parts: usize) -> Option<Vec<usize>> {
+        let n = self.len();
+        if parts == 2 {
+            return self.split_at(limit, false).map(|at| vec![at]);
+        }
+        let total: usize = (0..n).map(|i| self.plain(i, true)).sum();
+        let (mut cuts, mut from, mut to, mut before) = (Vec::new(), 0, 0, 0);
+        for part in 1..=parts {
+            let goal = total * part / parts;
+            while to < n && (part == parts || before + self.plain(to, true) / 2 < goal) {
+                before += self.plain(to, true);
+                to += 1;
+            }
+            if to == from || self.size_of(from, to) > limit {
+                return None;
+            }
+            if part < parts {
+                cuts.push(to);
+            }
+            from = to;
+        }
+        Some(cuts)
     }
 
     fn key_bytes(&self, i: usize) -> usize {

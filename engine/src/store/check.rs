@@ -19,7 +19,7 @@ use super::runs;
 use super::shared::Shared;
 use super::snapshot::Snapshot;
 use super::store::Store;
-use super::types::{RunRef, TreeId};
+use super::types::{RunKind, RunRef, SpaceUse, TreeId};
 
 /// Told every entry; adds the runs that the entry leads to, directly or through other runs. A run may be named more
 /// than once.
@@ -36,6 +36,7 @@ pub struct CheckReport {
     pub runs: u64,
     /// Units reached, map included.
     pub units: u64,
+    pub space: SpaceUse,
 }
 
 impl Store {
@@ -217,6 +218,12 @@ impl<'a, 'v> Walk<'a, 'v> {
             return fail("younger than its parent".into());
         }
         self.report.pages += 1;
+        let space = &mut self.report.space;
+        let share = match page.is_leaf() {
+            true => &mut space.leaves,
+            false => &mut space.inner,
+        };
+        share.add(self.pages.geo.page_bytes, page.used());
         let born = addr.map_or(u64::MAX, |addr| addr.birth);
         if page.is_leaf() {
             self.leaf(tree, &node, unit, fence)
@@ -307,16 +314,27 @@ impl<'a, 'v> Walk<'a, 'v> {
                 .pages
                 .corrupt(run.unit, "two references to this run say different things"));
         }
-        match self.pages.mem_run(run.unit) {
+        let kind = match self.pages.mem_run(run.unit) {
             Some(mem) if mem.run == run => {
                 if runs::contents_crc(self.pages.seed, &mem.bytes) != run.crc {
                     return Err(self.pages.corrupt(run.unit, "a run in memory has changed"));
                 }
+                Some(mem.kind)
             }
             _ => {
-                self.pages.read_run(run)?;
+                let (image, _) = self.pages.run_image(run)?;
+                runs::describe(&self.pages.geo, &image, run.unit).map(|said| said.kind)
             }
-        }
+        };
+        let space = &mut self.report.space;
+        let share = match kind {
+            Some(RunKind::Value) => &mut space.values,
+            Some(RunKind::Chunk) => &mut space.chunks,
+            Some(RunKind::Key) => &mut space.keys,
+            None => return Err(self.pages.corrupt(run.unit, "a run of no known kind")),
+        };
+        let units = run.units as usize;
+        share.add(units * self.pages.geo.unit_bytes, run.len as usize);
         self.see(run.unit, run.units)?;
         self.runs.insert(run.unit, run);
         self.report.runs += 1;
@@ -329,6 +347,9 @@ impl<'a, 'v> Walk<'a, 'v> {
             return Ok(());
         }
         check_map(self.pages, map)?;
+        let units = map.index.units as usize + map.pages.len();
+        let bytes = units * self.pages.geo.unit_bytes;
+        self.report.space.map.add(bytes, bytes);
         self.see(map.index.unit, map.index.units)?;
         map.pages.iter().try_for_each(|addr| self.see(addr.unit, 1))
     }

@@ -558,17 +558,14 @@ fn tidy(shared: &Shared, wrote: u64) {
         false => (wrote / 2).clamp(LEAST, MOST),
     };
     let moved = (wanted as usize).min(fits);
-    let budget = defrag::Budget {
+    let mut budget = defrag::Budget {
         moved,
         read: moved * READ_PER_MOVE + (1 << 20),
     };
-    defrag::note_tail(shared, &map, &roots, budget);
-    let moved_now = shared.counters.moved_bytes.load(Ordering::Relaxed);
-    let moved_before = shared.moved_before.swap(moved_now, Ordering::Relaxed);
-    let first = shared.shrinks.load(Ordering::Relaxed) >= SHRINKS - 1;
-    let enough = moved_now >= shared.shrink_until.load(Ordering::Relaxed);
-    let goes_on = first || moved_now > moved_before && !enough;
-    if asked && !lock(&shared.tail).is_empty() && goes_on {
+    let tail = defrag::note(shared, &map, &roots, asked, &mut budget);
+    let more = !tail.is_empty() || lock(&shared.packing).is_under_way();
+    *lock(&shared.tail) = tail;
+    if asked && more && defrag::goes_on(shared, file) {
         shared.shrinks.store(SHRINKS, Ordering::Relaxed);
     }
 }

@@ -14,6 +14,8 @@
 //! room, because the free space is scattered in pieces too small for it, the walk goes on below: pages move into the
 //! small pieces, and what they leave is large.
 //!
+//! Before that, pages that deletes left sparse become fewer: see `pack`.
+//!
 //! Invariants:
 //! 1. This changes where bytes are and nothing else. A crash loses progress only.
 //! 2. Nothing is noted that does not have free space before it, so every move goes down and the walk comes to an end.
@@ -26,13 +28,15 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::alloc::Extent;
-use super::btree::{Kid, Root, child_of, put_child, take_child};
+use super::btree::{Kid, Root, Tree, child_of, put_child, take_child};
 use super::cache::Frame;
+use super::checkpoint::SHRINKS;
 use super::error::Result;
 use super::io::AlignedBuf;
 use super::lock;
 use super::map::Map;
 use super::node::Node;
+use super::pack::{self, Sparse};
 use super::page::{Addr, KIND_INNER, KIND_LEAF, KIND_RUN, Page, get_u64};
 use super::runs;
 use super::shared::Shared;
@@ -61,6 +65,7 @@ pub struct TailRun {
 /// What the last walk noted and nobody has moved yet.
 #[derive(Default)]
 pub(super) struct Tail {
+    pub sparse: VecDeque<Sparse>,
     pages: VecDeque<TailPage>,
     keys: VecDeque<TailRun>,
     runs: VecDeque<TailRun>,
@@ -68,7 +73,10 @@ pub(super) struct Tail {
 
 impl Tail {
     pub fn is_empty(&self) -> bool {
-        self.pages.is_empty() && self.keys.is_empty() && self.runs.is_empty()
+        self.sparse.is_empty()
+            && self.pages.is_empty()
+            && self.keys.is_empty()
+            && self.runs.is_empty()
     }
 
     pub fn runs(&self) -> Vec<TailRun> {
@@ -99,6 +107,74 @@ pub(super) struct Budget {
     pub read: usize,
 }
 
+/// What the walks have brought since a shrink was asked for.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// The smallest that the file was, in units; 0 before the first walk.
+    best: u64,
+    /// Walks since it last got smaller by something worth it, or packing went on.
+    idle: u32,
+    /// What packing had done by the last walk: walks of its own, and bytes that were moved for it.
+    packing: (u64, u64),
+}
+
+/// Walks without progress after which a shrink ends. What a walk notes shows some checkpoints later.
+const IDLE_MAX: u32 = 3 * SHRINKS as u32;
+
+/// Whether a shrink that was asked for brings something: the file has become smaller by 1/256 lately, or packing has
+/// gone on. Whatever is written meanwhile, there are only so many such steps, and packing makes a few passes, so it
+/// comes to an end.
+pub(super) fn goes_on(shared: &Shared, file: u64) -> bool {
+    let moved = shared.counters.moved_bytes.load(Ordering::Relaxed);
+    let packing = lock(&shared.packing);
+    let now = (
+        packing.steps(),
+        if packing.is_under_way() { moved } else { 0 },
+    );
+    drop(packing);
+    let mut progress = lock(&shared.progress);
+    let smaller = progress.best == 0 || file + file / 256 < progress.best;
+    if smaller {
+        progress.best = file;
+    }
+    progress.idle = match smaller || now != progress.packing {
+        true => 0,
+        false => progress.idle + 1,
+    };
+    progress.packing = now;
+    progress.idle < IDLE_MAX
+}
+
+/// Notes what is to be packed and what is to be moved. When the file is to shrink packing goes first, since it decides
+/// what there is to be moved; by itself it has half of the budget, so that the file does not wait for it.
+pub(super) fn note(
+    shared: &Shared,
+    map: &Map,
+    roots: &[Root; 4],
+    asked: bool,
+    budget: &mut Budget,
+) -> Tail {
+    // What the writer has not got to yet is still to be done.
+    let mut sparse = std::mem::take(&mut lock(&shared.tail).sparse);
+    if sparse.is_empty() {
+        let mut part = *budget;
+        if !asked {
+            part.moved /= 2;
+        }
+        let moved = part.moved;
+        sparse = pack::note_sparse(shared, roots, asked, &mut part);
+        budget.moved -= moved - part.moved;
+        budget.read = part.read;
+    }
+    let first = asked && (!sparse.is_empty() || lock(&shared.packing).is_under_way());
+    let mut tail = match first {
+        true => Tail::default(),
+        false => note_tail(shared, map, roots, *budget),
+    };
+    tail.sparse = sparse;
+    tail
+}
+
 /// Where a file with this map could end: what is in use, what waits for two checkpoints to pass, and a twentieth.
 fn goal(shared: &Shared, map: &Map) -> u64 {
     let used = map.reached.ones();
@@ -108,7 +184,7 @@ fn goal(shared: &Shared, map: &Map) -> u64 {
 
 /// Notes what is to be moved, the last first, within the budget. Runs on the checkpoint thread, with no lock held
 /// while it reads. `roots`: of the same checkpoint as the map.
-pub(super) fn note_tail(shared: &Shared, map: &Map, roots: &[Root; 4], budget: Budget) {
+fn note_tail(shared: &Shared, map: &Map, roots: &[Root; 4], budget: Budget) -> Tail {
     let goal = goal(shared, map);
     shared.defrag_goal.store(goal, Ordering::Relaxed);
     let mut walk = Walk {
@@ -123,7 +199,7 @@ pub(super) fn note_tail(shared: &Shared, map: &Map, roots: &[Root; 4], budget: B
         tail: Tail::default(),
     };
     walk.run();
-    *lock(&shared.tail) = walk.tail;
+    walk.tail
 }
 
 /// Units read at a time.
@@ -303,12 +379,31 @@ impl Walk<'_> {
     }
 }
 
-/// Moves noted pages and keys of up to `bytes`; how many bytes were moved.
+/// Packs and moves noted pages, and moves keys, of up to `bytes`; how many bytes were written anew.
 pub(super) fn move_tail(space: &mut Space, roots: &mut [Root; 4], bytes: usize) -> Result<usize> {
     let mut moved = 0;
     let page_bytes = space.pages().geo.page_bytes;
     let mut looked_at = 0;
     // Looking costs too.
+    while moved < bytes && looked_at < bytes {
+        let Some(sparse) = lock(&space.shared.tail).sparse.pop_front() else {
+            break;
+        };
+        looked_at += page_bytes;
+        let Some(root) = roots.get_mut(usize::from(sparse.tree)) else {
+            continue;
+        };
+        let mut tree = Tree {
+            space,
+            id: sparse.tree,
+        };
+        if let Some(packed) = tree.pack(root, sparse.level, &sparse.key, sparse.count)? {
+            moved += packed.after * page_bytes;
+            let saved = (packed.before - packed.after) * page_bytes;
+            let counter = &space.shared.counters.packed_bytes;
+            counter.fetch_add(saved as u64, Ordering::Relaxed);
+        }
+    }
     while moved < bytes && looked_at < bytes {
         looked_at += page_bytes;
         let Some(page) = lock(&space.shared.tail).pages.pop_front() else {

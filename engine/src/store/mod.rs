@@ -44,6 +44,7 @@ mod map;
 mod meta;
 mod node;
 mod open;
+mod pack;
 mod page;
 mod pages;
 mod pins;
@@ -68,7 +69,9 @@ pub use scrub::{ScrubPlace, ScrubSlice};
 pub use snapshot::Snapshot;
 pub(crate) use store::MOVED_PER_PUBLISH;
 pub use store::{Store, StoreWriter};
-pub use types::{Entry, FatalHook, IoBackend, LIVE, RunKind, RunRef, StoreOptions, TreeId};
+pub use types::{
+    Entry, FatalHook, IoBackend, LIVE, RunKind, RunRef, Share, SpaceUse, StoreOptions, TreeId,
+};
 
 /// Takes a lock. A panic elsewhere while it was held changes nothing here: the data behind every lock of the store is
 /// whole at every point where code that holds it can panic.

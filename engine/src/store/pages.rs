@@ -187,6 +187,34 @@ impl Pages {
         }
     }
 
+    /// These pages, from the cache or, past it, with as few reads at once as the backend can; without those that cannot
+    /// be read.
+    pub fn look_at_many(&self, addrs: &[Addr]) -> Vec<Option<Arc<Node>>> {
+        let mut found: Vec<Option<Arc<Node>>> = Vec::with_capacity(addrs.len());
+        found.extend(addrs.iter().map(|addr| match self.cache.peek(*addr) {
+            Some(Frame::Node(node)) => Some(node),
+            _ => None,
+        }));
+        let missing: Vec<usize> = (0..addrs.len()).filter(|i| found[*i].is_none()).collect();
+        for part in missing.chunks(READS_AT_ONCE) {
+            let mut bufs: Vec<_> = part.iter().map(|_| self.pool.take()).collect();
+            let mut reads: Vec<(u64, &mut [u8])> = part
+                .iter()
+                .zip(&mut bufs)
+                .map(|(i, buf)| (self.geo.offset(addrs[*i].unit), &mut buf[..]))
+                .collect();
+            let read = self.file.read_many(&mut reads);
+            drop(reads);
+            for (i, buf) in part.iter().zip(bufs) {
+                if read.is_ok() {
+                    found[*i] = self.checked(&buf, addrs[*i]).ok().map(Arc::new);
+                }
+                self.pool.give(buf);
+            }
+        }
+        found
+    }
+
     /// Reads and checks a page, past the cache.
     pub fn read_node(&self, addr: Addr) -> Result<Node> {
         let mut buf = self.pool.take();

@@ -1,7 +1,7 @@
 //! What the handles of one store share, and the small locks that order it.
 //!
-//! Locks, none of them held across I/O: `durable` (what the newest durable checkpoint is), `alloc`, `pins`, `jobs`.
-//! Where two are taken it is in that order.
+//! Locks, none of them held across I/O: `durable` (what the newest durable checkpoint is), `alloc`, `pins`, `jobs`,
+//! `packing`, `progress`, `tail`. Where two are taken it is in that order.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,12 +9,13 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use super::alloc::{Alloc, Extent};
 use super::checkpoint::Job;
-use super::defrag::Tail;
+use super::defrag::{Progress, Tail};
 use super::error::{Error, Result};
 use super::lock;
 use super::map::Map;
 use super::meta::RootAt;
 use super::node::Node;
+use super::pack::Packing;
 use super::pages::Pages;
 use super::pins::Pins;
 use super::types::{Durable, FatalHook, StoreStats};
@@ -68,8 +69,10 @@ pub(super) struct Counters {
     pub total_micros: AtomicU64,
     pub dirty_bytes: AtomicU64,
     pub newest_publish: AtomicU64,
-    /// Bytes moved towards the front.
+    /// Bytes moved towards the front, or into fuller pages.
     pub moved_bytes: AtomicU64,
+    /// Bytes of pages that packing made superfluous.
+    pub packed_bytes: AtomicU64,
     /// Times that background work waited for somebody else's use of the disk.
     pub gave_way: AtomicU64,
 }
@@ -98,10 +101,10 @@ pub(super) struct Shared {
     pub moves_runs: AtomicBool,
     /// Unit at which the file would end if all were moved.
     pub defrag_goal: AtomicU64,
-    /// `moved_bytes` when the walk before the newest one ended.
-    pub moved_before: AtomicU64,
-    /// Of `moved_bytes`: where a shrink that was asked for ends at the latest, however much is written meanwhile.
-    pub shrink_until: AtomicU64,
+    /// How far packing is.
+    pub packing: Mutex<Packing>,
+    /// What the walks have brought so far.
+    pub progress: Mutex<Progress>,
     /// Things are being moved: the map moves along.
     pub tidying: AtomicBool,
     /// Free space of more than this part of the file, in percent, is taken back without being asked.
@@ -114,6 +117,9 @@ pub(super) struct Shared {
     /// Negative control: the meta page is written before the pages.
     #[cfg(test)]
     pub meta_first: AtomicBool,
+    /// Negative control: packing puts the keys between pages one entry too late.
+    #[cfg(test)]
+    pub cut_late: AtomicBool,
 }
 
 /// Called with every new durable checkpoint.
@@ -151,8 +157,8 @@ impl Shared {
             tail: Mutex::default(),
             moves_runs: AtomicBool::new(false),
             defrag_goal: AtomicU64::new(0),
-            moved_before: AtomicU64::new(0),
-            shrink_until: AtomicU64::new(0),
+            packing: Mutex::default(),
+            progress: Mutex::default(),
             tidying: AtomicBool::new(false),
             fragmentation_max: setup.fragmentation_max,
             extend_bytes: setup.extend_bytes,
@@ -162,6 +168,8 @@ impl Shared {
             on_fatal: setup.on_fatal,
             #[cfg(test)]
             meta_first: AtomicBool::new(false),
+            #[cfg(test)]
+            cut_late: AtomicBool::new(false),
         }
     }
 
@@ -293,6 +301,7 @@ impl Shared {
             checkpoint_total_micros: get(&self.counters.total_micros),
             gave_way: get(&self.counters.gave_way),
             moved_bytes: get(&self.counters.moved_bytes),
+            packed_bytes: get(&self.counters.packed_bytes),
             defrag_goal_bytes: get(&self.defrag_goal) * unit,
             defragmenting: get(&self.shrinks) > 0,
             no_space: self.no_space.load(Ordering::Relaxed),

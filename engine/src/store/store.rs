@@ -10,7 +10,7 @@ use super::btree::{Root, Tree};
 use super::bulk::Bulk;
 use super::checkpoint::{self, Job};
 use super::cursor::Cursor;
-use super::defrag::{self, TailRun};
+use super::defrag::{self, Progress, TailRun};
 use super::error::{Error, Result};
 use super::shared::{DurableState, Shared};
 use super::snapshot::Snapshot;
@@ -336,23 +336,21 @@ impl StoreWriter {
         self.space.dirty_bytes()
     }
 
-    /// Begins to make the file as small as its contents allow: checkpoints note what lies at its end, publishes and
-    /// `move_tail` move it before, and checkpoints cut off what falls free. Goes on as long as there are publishes and
-    /// checkpoints; `shrinking` tells when there is nothing more to do, which is at the latest when twice as much was
-    /// moved as the store holds. Errors are those of reading pages.
+    /// Begins to make the file as small as its contents allow: checkpoints note which pages are sparse, then what lies
+    /// at the end of the file, publishes and `move_tail` pack the ones and move the others before it, and checkpoints
+    /// cut off what falls free. Goes on as long as there are publishes and checkpoints; `shrinking` tells when there is
+    /// nothing more to do: the goal is reached, or a number of checkpoints in a row have brought no progress. Errors are
+    /// those of reading pages.
     pub fn request_shrink(&mut self) -> Result<()> {
         let shared = self.shared();
-        let held = shared.pages.geo.offset(lock(&shared.alloc).taken_units());
-        let moved = shared.counters.moved_bytes.load(Ordering::Relaxed);
-        shared
-            .shrink_until
-            .store(moved + 2 * held, Ordering::Relaxed);
+        lock(&shared.packing).ask();
+        *lock(&shared.progress) = Progress::default();
         shared.shrinks.store(checkpoint::SHRINKS, Ordering::Relaxed);
         self.move_tail(MOVED_PER_PUBLISH).map(|_| ())
     }
 
-    /// Moves pages and keys that were noted at the end of the file, up to `bytes`; how many bytes were moved. Errors
-    /// are those of reading pages.
+    /// Packs pages that were noted as sparse, and moves pages and keys that were noted at the end of the file, up to
+    /// `bytes`; how many bytes were written anew. Errors are those of reading pages.
     pub fn move_tail(&mut self, bytes: usize) -> Result<usize> {
         defrag::move_tail(&mut self.space, &mut self.roots, bytes)
     }

@@ -202,6 +202,39 @@ pub struct Durable {
     pub user_meta: Arc<[u8]>,
 }
 
+/// Bytes of the file that one kind of content takes, and those of them that it fills.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Of pages and runs, whole.
+    pub bytes: u64,
+    /// Of these, what holds something.
+    pub filled: u64,
+}
+
+impl Share {
+    pub(super) fn add(&mut self, bytes: usize, filled: usize) {
+        self.bytes += bytes as u64;
+        self.filled += filled as u64;
+    }
+}
+
+/// What the bytes of one checkpoint hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceUse {
+    /// Pages of entries.
+    pub leaves: Share,
+    /// The pages above them.
+    pub inner: Share,
+    /// Runs of history.
+    pub chunks: Share,
+    /// Runs of values too long for a page.
+    pub values: Share,
+    /// Runs of keys too long for one.
+    pub keys: Share,
+    /// The allocation map.
+    pub map: Share,
+}
+
 /// Figures of a store at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreStats {
@@ -229,8 +262,10 @@ pub struct StoreStats {
     pub checkpoint_total_micros: u64,
     /// Pieces of background I/O that waited for somebody else's use of the disk.
     pub gave_way: u64,
-    /// Bytes that defragmentation has moved since the store was opened.
+    /// Bytes that defragmentation has moved since the store was opened, into fuller pages or to the front.
     pub moved_bytes: u64,
+    /// Bytes of the pages that this made superfluous.
+    pub packed_bytes: u64,
     /// Size towards which defragmentation works; 0 before it first looked.
     pub defrag_goal_bytes: u64,
     /// A defragmentation that was asked for is under way.

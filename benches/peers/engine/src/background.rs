@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use engine::CompactProgress;
+use engine::{CompactProgress, Share};
 use engine_peers::measure::{Times, mib, short, table, waits, written_bytes};
 use engine_peers::{CACHE_BYTES, Pair, Peer, Quorate, Redb, VALUE_BYTES, key, load, value};
 use rand::rngs::SmallRng;
@@ -13,6 +13,12 @@ use crate::Setup;
 
 fn pair(rng: &mut SmallRng, n: u64) -> Pair {
     (key(rng.gen_range(0..n)), value(rng.r#gen(), VALUE_BYTES))
+}
+
+/// One of the keys that are left when every second one is gone.
+fn pair_left(rng: &mut SmallRng, n: u64) -> Pair {
+    let i = rng.gen_range(0..n / 2) * 2 + 1;
+    (key(i), value(rng.r#gen(), VALUE_BYTES))
 }
 
 /// What one phase of puts and gets showed.
@@ -62,6 +68,18 @@ fn phase(
     ours: &mut Quorate,
     n: u64,
     seed: u64,
+    done: impl FnMut(&mut Quorate, u64) -> bool,
+    each: impl FnMut(&mut Quorate),
+) -> Phase {
+    phase_of(ours, n, seed, pair, done, each)
+}
+
+/// As [`phase`], with puts of `pick`.
+fn phase_of(
+    ours: &mut Quorate,
+    n: u64,
+    seed: u64,
+    pick: fn(&mut SmallRng, u64) -> Pair,
     mut done: impl FnMut(&mut Quorate, u64) -> bool,
     mut each: impl FnMut(&mut Quorate),
 ) -> Phase {
@@ -86,7 +104,7 @@ fn phase(
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut puts = 0;
         while !done(ours, puts) {
-            let batch = [pair(&mut rng, n)];
+            let batch = [pick(&mut rng, n)];
             phase.puts.time(|| {
                 ours.log_only(&batch);
                 let (waits_before, started) = (waits(), Instant::now());
@@ -224,18 +242,43 @@ pub fn compaction(setup: &Setup) {
     );
 }
 
+/// What the bytes of the newest checkpoint hold.
+fn parts(when: &str, ours: &Quorate, left: u64) -> Vec<String> {
+    let stats = ours.engine.stats();
+    let space = ours.engine.check_file().expect("sound").space;
+    let share = |share: Share| match share.bytes {
+        0 => "-".into(),
+        bytes => format!("{}, {} %", mib(bytes), share.filled * 100 / bytes),
+    };
+    vec![
+        when.into(),
+        mib(stats.file_bytes),
+        short(stats.file_bytes as f64 / left as f64),
+        short(stats.file_bytes as f64 / stats.in_use_bytes as f64),
+        share(space.leaves),
+        share(space.inner),
+        share(space.chunks),
+        share(space.values),
+        share(space.keys),
+        mib(space.map.bytes),
+        mib(stats.free_bytes + stats.pending_bytes),
+    ]
+}
+
 /// Half the data goes; the file follows, under load.
 pub fn defragmentation(setup: &Setup) {
     let dir = setup.dir();
-    let n = setup.keys.min(500_000);
+    let n = setup.keys.min(500_000) / 2 * 2;
     let mut rows = Vec::new();
     let gone: Vec<Vec<u8>> = (0..n).step_by(2).map(key).collect();
-    let left = n / 2 * (key(0).len() + VALUE_BYTES) as u64;
+    let pair_bytes = (key(0).len() + VALUE_BYTES) as u64;
+    let left = n / 2 * pair_bytes;
     let mut row = |name: &str, before: u64, after: u64, seconds: f64, bytes: u64, note: String| {
         rows.push(vec![
             name.to_string(),
             mib(before),
             mib(after),
+            short(before as f64 / left as f64),
             short(after as f64 / left as f64),
             short(seconds),
             mib(bytes),
@@ -246,7 +289,7 @@ pub fn defragmentation(setup: &Setup) {
     std::fs::create_dir(&path).expect("a directory");
     let mut ours = Quorate::open(&path, CACHE_BYTES);
     load(&mut ours, n, VALUE_BYTES);
-    let before = ours.file_bytes();
+    let mut shares = vec![parts("all keys there", &ours, n * pair_bytes)];
     let control = phase(&mut ours, n, 8, |_, done| done >= 5000, |_| ());
     for keys in gone.chunks(1000) {
         ours.delete(keys);
@@ -254,14 +297,17 @@ pub fn defragmentation(setup: &Setup) {
     }
     ours.compact_all();
     ours.checkpoint_and_wait();
+    let before = ours.file_bytes();
+    shares.push(parts("every second deleted", &ours, left));
     let bytes = written_bytes();
     let started = Instant::now();
     ours.start_defragmentation();
     // Puts of what is still there, so that the amount of data stays.
-    let busy = phase(
+    let busy = phase_of(
         &mut ours,
         n,
         9,
+        pair_left,
         |ours, done| done >= 2_000_000 || done > 1000 && !ours.defragmenting(),
         |ours| {
             ours.checkpoint();
@@ -270,21 +316,23 @@ pub fn defragmentation(setup: &Setup) {
     let took = started.elapsed().as_secs_f64();
     let stats = ours.engine.stats();
     row(
-        "Quorate, under load",
+        "Quorate, with puts and gets beside it",
         before,
         stats.file_bytes,
         took,
         written_bytes() - bytes,
         format!(
-            "in use {} MiB, file / in use {}; longest apply {} µs (control {}), longest get {} µs (control {})",
-            mib(stats.in_use_bytes),
+            "file / in use {}; longest apply {} µs (control {}), of those that waited {} µs (control {}), longest get {} µs (control {})",
             short(stats.file_bytes as f64 / stats.in_use_bytes as f64),
             short(busy.applies.max_micros()),
             short(control.applies.max_micros()),
+            short(busy.waited.max_micros()),
+            short(control.waited.max_micros()),
             short(busy.gets.max_micros()),
             short(control.gets.max_micros()),
         ),
     );
+    shares.push(parts("defragmented", &ours, left));
     let mut calls = control.rows("quiet");
     calls.extend(busy.rows("defragmentation"));
     drop(ours);
@@ -292,10 +340,10 @@ pub fn defragmentation(setup: &Setup) {
     std::fs::create_dir(&path).expect("a directory");
     let mut redb = Redb::open(&path, CACHE_BYTES);
     load(&mut redb, n, VALUE_BYTES);
-    let before = redb.file_bytes();
     for keys in gone.chunks(10_000) {
         redb.remove(keys);
     }
+    let before = redb.file_bytes();
     let bytes = written_bytes();
     let started = Instant::now();
     redb.compact();
@@ -313,12 +361,30 @@ pub fn defragmentation(setup: &Setup) {
             "engine",
             "MiB before",
             "MiB after",
-            "file per byte of keys and values left",
+            "file / keys and values left, before",
+            "after",
             "s",
             "MiB written",
             "",
         ],
         &rows,
+    );
+    table(
+        "What Quorate's file holds, in MiB and how full it is",
+        &[
+            "when",
+            "file",
+            "file / keys and values",
+            "file / in use",
+            "leaves",
+            "inner pages",
+            "history",
+            "values of their own",
+            "keys of their own",
+            "map",
+            "free or waiting",
+        ],
+        &shares,
     );
     table("Calls meanwhile", &HEAD, &calls);
 }

@@ -12,6 +12,7 @@ mod golden;
 mod incarnation;
 mod memory;
 mod model;
+mod pack;
 mod prefetch;
 
 use std::collections::BTreeMap;
