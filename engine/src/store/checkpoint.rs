@@ -526,8 +526,8 @@ fn grow(shared: &Shared, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Looks for what to move: much when the file is to shrink; when more of it lies free than it should, half as much as
-/// this checkpoint wrote.
+/// Looks for what to pack and to move: much when the file is to shrink; when more of it lies free than it should, half
+/// as much as this checkpoint wrote. Less when that makes the log slower.
 fn tidy(shared: &Shared, wrote: u64) {
     const LEAST: u64 = 1 << 20;
     const MOST: u64 = 16 << 20;
@@ -538,6 +538,8 @@ fn tidy(shared: &Shared, wrote: u64) {
         let file = alloc.high_water();
         (file, file - alloc.taken_units())
     };
+    let moved_bytes = shared.counters.moved_bytes.load(Ordering::Relaxed);
+    let most = shared.yielding.part_of(MOST, moved_bytes);
     let asked = shared.shrinks.load(Ordering::Relaxed) > 0;
     let loose = free * 100 > file * shared.fragmentation_max
         && shared.fragmentation_max < 100
@@ -554,8 +556,8 @@ fn tidy(shared: &Shared, wrote: u64) {
     // What is noted is read into the cache and must still be there when the writer moves it.
     let fits = (shared.pages.cache.limit() / 8).max(64 * geo.page_bytes);
     let wanted = match asked {
-        true => MOST,
-        false => (wrote / 2).clamp(LEAST, MOST),
+        true => most,
+        false => (wrote / 2).clamp(LEAST, most),
     };
     let moved = (wanted as usize).min(fits);
     let mut budget = defrag::Budget {

@@ -154,6 +154,9 @@ pub(super) fn note(
     asked: bool,
     budget: &mut Budget,
 ) -> Tail {
+    shared
+        .defrag_goal
+        .store(goal(shared, map), Ordering::Relaxed);
     // What the writer has not got to yet is still to be done.
     let mut sparse = std::mem::take(&mut lock(&shared.tail).sparse);
     if sparse.is_empty() {
@@ -186,7 +189,6 @@ fn goal(shared: &Shared, map: &Map) -> u64 {
 /// while it reads. `roots`: of the same checkpoint as the map.
 fn note_tail(shared: &Shared, map: &Map, roots: &[Root; 4], budget: Budget) -> Tail {
     let goal = goal(shared, map);
-    shared.defrag_goal.store(goal, Ordering::Relaxed);
     let mut walk = Walk {
         shared,
         map,

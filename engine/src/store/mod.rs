@@ -59,6 +59,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod types;
+mod yielding;
 
 use crate::sync;
 

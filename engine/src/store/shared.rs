@@ -19,6 +19,7 @@ use super::pack::Packing;
 use super::pages::Pages;
 use super::pins::Pins;
 use super::types::{Durable, FatalHook, StoreStats};
+use super::yielding::Yielding;
 
 /// The newest durable checkpoint.
 pub(super) struct DurableState {
@@ -101,6 +102,8 @@ pub(super) struct Shared {
     pub moves_runs: AtomicBool,
     /// Unit at which the file would end if all were moved.
     pub defrag_goal: AtomicU64,
+    /// How much is moved beside the log.
+    pub yielding: Yielding,
     /// How far packing is.
     pub packing: Mutex<Packing>,
     /// What the walks have brought so far.
@@ -157,6 +160,7 @@ impl Shared {
             tail: Mutex::default(),
             moves_runs: AtomicBool::new(false),
             defrag_goal: AtomicU64::new(0),
+            yielding: Yielding::default(),
             packing: Mutex::default(),
             progress: Mutex::default(),
             tidying: AtomicBool::new(false),

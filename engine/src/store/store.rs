@@ -100,6 +100,7 @@ impl Store {
     /// Whether somebody waits for the disk; background work then holds its next piece back for a moment.
     pub fn disk_wanted(&self, wanted: bool) {
         self.shared.wanted.store(wanted, Ordering::Relaxed);
+        self.shared.yielding.log(wanted);
     }
 
     /// Figures of this moment.

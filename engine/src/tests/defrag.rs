@@ -208,6 +208,7 @@ fn shrink_under_readers(moves_runs: bool) -> (u64, u64, u64) {
     assert!(contents(&view) == expected);
     run.engine.check_file().expect("sound");
     let stats = run.engine.stats();
+    assert!(stats.packed_bytes > 0, "{stats:?}");
     (before, stats.file_bytes, stats.in_use_bytes)
 }
 

@@ -127,12 +127,15 @@ fn sparse_pages_become_full_ones() {
         thin.checkpoint();
         // What deletes alone leave.
         let before = thin.fill();
-        assert!(before < 80, "seed {seed}: {before} %");
+        assert!(before < 84, "seed {seed}: {before} %");
         thin.shrink();
         let after = thin.fill();
         // Of small pages fewer lie below one parent, and entries do not fill them as well.
         let enough = [before + 1, 76, 84][seed as usize % 3];
-        assert!(after >= enough, "seed {seed}: {before} % to {after} %");
+        assert!(
+            after >= enough && after > before,
+            "seed {seed}: {before} % to {after} %"
+        );
         // Until nothing is left to do; and then nothing is done.
         let (mut packed, mut again) = (0, 0);
         while packed != thin.store.stats().packed_bytes {
