@@ -546,7 +546,7 @@ fn tidy(shared: &Shared, wrote: u64) {
         && geo.offset(free) > shared.extend_bytes;
     shared.tidying.store(asked || loose, Ordering::Relaxed);
     if !asked && !loose {
-        *lock(&shared.tail) = defrag::Tail::default();
+        defrag::Tail::default().put(shared);
         return;
     }
     let (map, roots) = {
@@ -566,7 +566,7 @@ fn tidy(shared: &Shared, wrote: u64) {
     };
     let tail = defrag::note(shared, &map, &roots, asked, &mut budget);
     let more = !tail.is_empty() || lock(&shared.packing).is_under_way();
-    *lock(&shared.tail) = tail;
+    tail.put(shared);
     if asked && more && defrag::goes_on(shared, file) {
         shared.shrinks.store(SHRINKS, Ordering::Relaxed);
     }

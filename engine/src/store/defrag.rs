@@ -79,6 +79,12 @@ impl Tail {
             && self.runs.is_empty()
     }
 
+    /// Takes the place of what was noted before, whose memory is freed without the lock.
+    pub fn put(self, shared: &Shared) {
+        let old = std::mem::replace(&mut *lock(&shared.tail), self);
+        drop(old);
+    }
+
     pub fn runs(&self) -> Vec<TailRun> {
         self.runs.iter().cloned().collect()
     }

@@ -156,7 +156,9 @@ pub(super) fn note_sparse(
     let written = shared.counters.bytes.load(Ordering::Relaxed);
     let place = {
         let mut packing = lock(&shared.packing);
-        packing.begin(written, geo.offset(held));
+        if !asked {
+            packing.begin(written, geo.offset(held));
+        }
         packing.place.clone()
     };
     let Some(place) = place else {

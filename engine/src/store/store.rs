@@ -279,7 +279,7 @@ impl StoreWriter {
         self.settle();
         // Moving is no duty: a page that cannot be read is reported to whoever needs it.
         if self.move_tail(MOVED_PER_PUBLISH).is_err() {
-            *lock(&self.shared().tail) = defrag::Tail::default();
+            defrag::Tail::default().put(self.shared());
         }
         let publish = self.space.end_publish();
         let shared = self.shared();

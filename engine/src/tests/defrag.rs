@@ -259,6 +259,62 @@ fn under_churn_the_file_shrinks_by_itself() {
     assert!(worst > 20, "{worst} % of the file are free");
 }
 
+/// Half of the keys go, and puts of the others never stop: the size of the file, in percent of what is in use or waits
+/// for checkpoints to pass, and the number of checkpoints.
+fn shrink_under_puts(asked: bool) -> (u64, u32) {
+    let mut run = Run::new(|options| options.fragmentation_max = 100);
+    for key in 0..12_000 {
+        run.put_sized(key, 60);
+    }
+    run.checkpoint();
+    for key in (0..12_000u32).step_by(2) {
+        let name = format!("key{:010}", key.wrapping_mul(2_654_435_761));
+        let mut txn = run.writer.txn();
+        txn.delete_range(&KeyRange::One(name.into()), false)
+            .expect("deletes");
+        txn.finish();
+    }
+    let mut rounds = 0;
+    if asked {
+        run.publish();
+        run.writer.shrink();
+    }
+    loop {
+        rounds += 1;
+        for part in 0..4 {
+            // Of keys in some parts of the tree: what lies elsewhere moves only when it is moved.
+            for i in 0..40 {
+                let key = run.rng.gen_range(0..30) * 200 + (i + part) % 3;
+                run.put_sized(key * 2 + 1, 60);
+            }
+            run.writer.defragment_step(8 << 10).expect("steps");
+            run.publish();
+        }
+        run.compact(run.writer.revision() - 50);
+        run.checkpoint();
+        let stats = run.engine.stats();
+        let held = stats.in_use_bytes + stats.pending_bytes;
+        let done = match asked {
+            true => !run.writer.shrinking(),
+            false => rounds == 150,
+        };
+        if done {
+            run.engine.check_file().expect("sound");
+            return (stats.file_bytes * 100 / held, rounds);
+        }
+        assert!(rounds < 1000, "it comes to an end: {stats:?}");
+    }
+}
+
+#[test]
+fn puts_without_end_do_not_stop_it_short() {
+    let (percent, rounds) = shrink_under_puts(true);
+    assert!(percent <= 125, "{percent} % after {rounds} checkpoints");
+    // Negative control.
+    let (percent, _) = shrink_under_puts(false);
+    assert!(percent > 150, "{percent} %");
+}
+
 /// Batches of 100 puts with their publication: what each took, in microseconds, sorted.
 struct Batches(Vec<u64>);
 

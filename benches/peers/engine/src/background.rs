@@ -1,10 +1,10 @@
 //! Figures of work in the background: what checkpoints, compaction and defragmentation do to those who read and write.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::{CompactProgress, Share};
-use engine_peers::measure::{Times, mib, short, table, waits, written_bytes};
+use engine_peers::measure::{Times, cpu_micros, mib, short, table, waits, written_bytes};
 use engine_peers::{CACHE_BYTES, Pair, Peer, Quorate, Redb, VALUE_BYTES, key, load, value};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -28,6 +28,8 @@ struct Phase {
     puts: Times,
     /// The part of a put behind the log: apply, publish and a slice of compaction when one is due.
     applies: Times,
+    /// The same in CPU time of its thread: what it is without those who want the cores.
+    works: Times,
     /// Those of them in which the writer waited for anything: a lock, a queue, the disk.
     waited: Times,
     gets: Times,
@@ -38,6 +40,7 @@ impl Phase {
         [
             ("durable put", &self.puts),
             ("apply and publish", &self.applies),
+            ("the same, CPU time", &self.works),
             ("of these, those that waited", &self.waited),
             ("get", &self.gets),
         ]
@@ -96,7 +99,7 @@ fn phase_of(
                 gets.time(|| view.read(&key, 0, |kv| kv.value.len()).expect("reads"));
                 // As many readers' worth as leaves the writer its core.
                 if gets.len() % 64 == 0 {
-                    std::thread::sleep(std::time::Duration::from_micros(300));
+                    std::thread::sleep(Duration::from_micros(300));
                 }
             }
             gets
@@ -107,12 +110,15 @@ fn phase_of(
             let batch = [pick(&mut rng, n)];
             phase.puts.time(|| {
                 ours.log_only(&batch);
-                let (waits_before, started) = (waits(), Instant::now());
+                let (waits_before, worked) = (waits(), cpu_micros());
+                let started = Instant::now();
                 ours.apply(&batch);
                 ours.publish();
                 each(ours);
                 let took = started.elapsed();
                 phase.applies.record(took);
+                let worked = Duration::from_secs_f64((cpu_micros() - worked) / 1e6);
+                phase.works.record(worked);
                 if waits() != waits_before {
                     phase.waited.record(took);
                 }
@@ -322,10 +328,12 @@ pub fn defragmentation(setup: &Setup) {
         took,
         written_bytes() - bytes,
         format!(
-            "file / in use {}; longest apply {} µs (control {}), of those that waited {} µs (control {}), longest get {} µs (control {})",
+            "file / in use {}; longest apply {} µs (control {}), in CPU time {} µs (control {}), of those that waited {} µs (control {}), longest get {} µs (control {})",
             short(stats.file_bytes as f64 / stats.in_use_bytes as f64),
             short(busy.applies.max_micros()),
             short(control.applies.max_micros()),
+            short(busy.works.max_micros()),
+            short(control.works.max_micros()),
             short(busy.waited.max_micros()),
             short(control.waited.max_micros()),
             short(busy.gets.max_micros()),
