@@ -69,6 +69,10 @@ mod tests {
 
     /// A small file with everything in it: several levels, long keys, values and events in runs.
     fn grown() -> Vec<u8> {
+        grown_by(60)
+    }
+
+    fn grown_by(changes: u32) -> Vec<u8> {
         let dir = tempfile::tempdir().expect("dir");
         let mut options = Options::new(dir.path());
         options.page_bytes = 512;
@@ -76,7 +80,7 @@ mod tests {
         options.extend_bytes = 4096;
         options.reserve_bytes = 4096;
         let (engine, mut writer) = Engine::open(options).expect("opens");
-        for i in 0..60u32 {
+        for i in 0..changes {
             let mut txn = writer.txn();
             let mut key = format!("key{}", i % 23).into_bytes();
             if i % 9 == 0 {
@@ -145,14 +149,116 @@ mod tests {
         }
     }
 
+    /// What the targets take apart in a file: pages, map pages, runs, chunks.
+    struct Pieces<'a> {
+        units: Vec<&'a [u8]>,
+        pages: Vec<&'a [u8]>,
+        maps: Vec<&'a [u8]>,
+        runs: Vec<Vec<u8>>,
+    }
+
+    fn pieces(file: &[u8]) -> Pieces<'_> {
+        let units: Vec<&[u8]> = file[131_072..].chunks_exact(512).collect();
+        let of = |kinds: std::ops::RangeInclusive<u8>| {
+            let of_kind = units.iter().filter(move |u| kinds.contains(&u[4]));
+            of_kind.copied().collect::<Vec<_>>()
+        };
+        let whole_run = |at: usize| {
+            let n = u32::from_le_bytes(units[at][36..40].try_into().expect("four")) as usize;
+            Some(units.get(at..at + n)?.concat())
+        };
+        Pieces {
+            pages: of(1..=2),
+            maps: of(3..=4),
+            runs: (0..units.len())
+                .filter(|at| units[*at][4] == 5)
+                .filter_map(whole_run)
+                .collect(),
+            units,
+        }
+    }
+
+    /// The chunk in a run, if there is one: it begins with its magic, behind the owner's key.
+    fn chunk_in(run: &[u8]) -> Option<&[u8]> {
+        run.windows(4)
+            .position(|w| w == b"QEV1")
+            .map(|at| &run[at..])
+    }
+
+    /// Where a meta page has the record layer's numbers.
+    const STATE: std::ops::Range<usize> = 256..256 + 75 + 4 + 4;
+
+    fn a_record() -> Vec<u8> {
+        [&[1u8, 0xac, 2, 2, 4, 1, 1, 2, 3, 1, b'v'][..], &[0; 24]].concat()
+    }
+
+    fn a_chunk_entry() -> Vec<u8> {
+        [
+            &[0u8; 12][..],
+            &RunRef::from_bytes(&[1; 24]).to_bytes(),
+            &[0; 32],
+        ]
+        .concat()
+    }
+
+    /// Writes what a fuzzer begins with into `QUORATE_CORPUS`, a directory per target: real files of several sizes, and
+    /// what they are made of.
+    #[test]
+    fn corpora_are_made_of_sound_files() {
+        let dir = std::env::var_os("QUORATE_CORPUS").map(std::path::PathBuf::from);
+        let keep = |target: &str, name: String, bytes: &[u8]| {
+            let Some(dir) = &dir else { return };
+            std::fs::create_dir_all(dir.join(target)).expect("a directory");
+            std::fs::write(dir.join(target).join(name), bytes).expect("writes");
+        };
+        for changes in [0, 30, 60, 150, 600] {
+            let good = grown_by(changes);
+            assert_eq!(file(&good), Ok(()));
+            keep("file", format!("{changes}"), &good);
+            let pieces = pieces(&good);
+            // What a run holds may look like the beginning of another page.
+            let mut sound = 0;
+            for (i, bytes) in pieces.pages.iter().enumerate() {
+                let bytes = [&[0], *bytes].concat();
+                sound += usize::from(page(&bytes));
+                keep("page", format!("{changes}-{i}"), &bytes);
+            }
+            assert!(sound * 2 >= pieces.pages.len());
+            sound = 0;
+            for (i, bytes) in pieces.maps.iter().enumerate() {
+                keep("map_page", format!("{changes}-{i}"), bytes);
+            }
+            for (i, bytes) in pieces.runs.iter().enumerate() {
+                sound += usize::from(run(bytes));
+                keep("run", format!("{changes}-{i}"), bytes);
+                if let Some(bytes) = chunk_in(bytes) {
+                    keep("chunk", format!("{changes}-{i}"), bytes);
+                }
+            }
+            assert!(sound * 2 >= pieces.runs.len());
+            for (slot, at) in [0, 65_536].into_iter().enumerate() {
+                keep(
+                    "meta_page",
+                    format!("{changes}-{slot}"),
+                    &good[at..at + 4096],
+                );
+                keep("state", format!("{changes}-{slot}"), &good[at..][STATE]);
+            }
+        }
+        keep("record", "one".into(), &a_record());
+        keep("chunk_entry", "one".into(), &a_chunk_entry());
+    }
+
     /// What a fuzzer does in hours, for some seconds: the same targets, mutations from a seed.
     #[test]
     fn mutated_bytes_do_no_harm() {
         let good = grown();
-        let units: Vec<&[u8]> = good[131_072..].chunks_exact(512).collect();
-        let pages: Vec<&&[u8]> = units.iter().filter(|u| matches!(u[4], 1 | 2)).collect();
-        let maps: Vec<&&[u8]> = units.iter().filter(|u| matches!(u[4], 3 | 4)).collect();
-        let runs: Vec<usize> = (0..units.len()).filter(|i| units[*i][4] == 5).collect();
+        let Pieces {
+            units,
+            pages,
+            maps,
+            runs,
+        } = pieces(&good);
         assert!(pages.len() > 10 && runs.len() > 10 && !maps.is_empty());
         let rounds = std::env::var("QUORATE_ROUNDS")
             .ok()
@@ -175,30 +281,17 @@ mod tests {
                 &[&[0], &picked(pages[i % pages.len()], 4)[..]].concat(),
             ));
             map_page(&picked(maps[i % maps.len()], 4));
-            let at = runs[i % runs.len()];
-            let n = u32::from_le_bytes(units[at][36..40].try_into().expect("four")) as usize;
-            let image = units[at..at + n].concat();
-            let whole = run(&picked(&image, 4));
+            let image = &runs[i % runs.len()];
+            let whole = run(&picked(image, 4));
             sound += u64::from(whole);
-            // Chunks begin with their magic; the owner's key stands before them.
-            if let Some(from) = image.windows(4).position(|w| w == b"QEV1") {
-                chunk(&picked(&image[from..], 0));
+            if let Some(image) = chunk_in(image) {
+                chunk(&picked(image, 0));
             }
             meta_page(&picked(&good[..4096], 12));
             meta_page(&picked(&good[65536..69632], 12));
-            let user = &good[256..256 + 75 + 4 + 4];
-            state(&picked(user, 0));
-            record(&picked(
-                &[&[1u8, 0xac, 2, 2, 4, 1, 1, 2, 3, 1, b'v'][..], &[0; 24]].concat(),
-                0,
-            ));
-            let entry = [
-                &[0u8; 12][..],
-                &RunRef::from_bytes(&[1; 24]).to_bytes(),
-                &[0; 32],
-            ]
-            .concat();
-            chunk_entry(&picked(&entry, 0));
+            state(&picked(&good[STATE], 0));
+            record(&picked(&a_record(), 0));
+            chunk_entry(&picked(&a_chunk_entry(), 0));
             if seed.is_multiple_of(40) {
                 let mut bytes = good.clone();
                 for _ in 0..4 {
