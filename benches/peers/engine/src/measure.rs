@@ -48,6 +48,13 @@ pub fn resident_bytes() -> u64 {
     field("/proc/self/status", "VmRSS:") * 1024
 }
 
+/// Memory that the allocator has handed out and not got back, in bytes; resident beyond it is what it keeps.
+pub fn allocated_bytes() -> u64 {
+    // SAFETY: the call takes nothing and returns a struct of integers.
+    let info = unsafe { libc::mallinfo2() };
+    (info.uordblks + info.hblkhd) as u64
+}
+
 fn field(file: &str, name: &str) -> u64 {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     text.lines()

@@ -16,6 +16,7 @@ pub struct Quorate {
     log: Log,
     index: u64,
     dir: PathBuf,
+    dirty_bytes_max: u64,
 }
 
 /// The engine's options of all figures.
@@ -31,6 +32,7 @@ impl Quorate {
     }
 
     pub fn with(dir: &Path, options: Options) -> Quorate {
+        let dirty_bytes_max = options.dirty_bytes_max;
         let (engine, writer) = Engine::open(options).expect("opens");
         // As the server: blocking calls, since nothing overlaps the write of a sole voter.
         let options = raftlog::Options {
@@ -45,6 +47,7 @@ impl Quorate {
             log,
             index,
             dir: dir.to_path_buf(),
+            dirty_bytes_max,
         }
     }
 
@@ -118,6 +121,16 @@ impl Quorate {
             self.log.trim(keep - 5000);
         }
         started
+    }
+
+    /// Waits for checkpoints while more is dirty than the node lets be.
+    pub fn bound_dirty(&mut self) {
+        const PERCENT_MAX: u64 = 125;
+        while self.writer.dirty_bytes() > self.dirty_bytes_max * PERCENT_MAX / 100 {
+            if self.checkpoint().is_none() {
+                std::thread::sleep(std::time::Duration::from_micros(200));
+            }
+        }
     }
 
     /// Publishes all and waits until it is durable in the tree.
