@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export QUORATE_ROUNDS="${QUORATE_ROUNDS:-200}"
 
-# Buffers, files, hints, append-only cells, kept memory of pages; pages, runs, chunks and meta pages as arbitrary bytes.
-leaves=(store::io:: store::prefetch store::node store::tests::basics events:: tests::append_buf fuzz::)
+# Buffers, files, hints, append-only cells, memory of pages; pages, runs, chunks and meta pages as arbitrary bytes.
+leaves=(store::io:: store::prefetch store::node store::slabs store::tests::basics events:: tests::append_buf fuzz::)
 
 if command -v valgrind >/dev/null; then
     broken="$(mktemp -d)"
@@ -32,7 +32,7 @@ if cargo +nightly --version >/dev/null 2>&1; then
         cargo +nightly test -p engine --lib --target "$host" -- "${leaves[@]}"
     if cargo +nightly miri --version >/dev/null 2>&1; then
         MIRIFLAGS="-Zmiri-disable-isolation" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/miri" QUORATE_ROUNDS=20 \
-            cargo +nightly miri test -p engine --lib -- events:: tests::append_buf store::prefetch store::io::buffer
+            cargo +nightly miri test -p engine --lib -- events:: tests::append_buf store::prefetch store::io::buffer store::node store::slabs
     else
         echo "memcheck: no miri here, passed over" >&2
     fi

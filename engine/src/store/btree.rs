@@ -7,15 +7,15 @@
 //! neighbours to make two; an empty page is dropped. So under random inserts and deletes pages are 65 % full on average. The root has two children at
 //! least, or is a leaf.
 
+use std::sync::OnceLock;
 #[cfg(test)]
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 
 use super::cache::Frame;
 use super::cells::Cells;
 use super::error::{Error, Result};
 use super::meta::RootAt;
-use super::node::Node;
+use super::node::{NewNode, Node, NodeRef};
 use super::page::{Addr, Child, NO_CHILD, Page, StoredKey, common};
 use super::pages::Pages;
 use super::space::Space;
@@ -30,7 +30,7 @@ pub(super) const KEY_BYTES_MAX: usize = 64 << 20;
 /// A page: in memory because no checkpoint has written it, or on disk.
 #[derive(Clone)]
 pub(super) enum Kid {
-    Mem(Arc<Node>),
+    Mem(NodeRef),
     Disk(Addr),
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Root {
 }
 
 /// The child `i` of an inner page.
-pub(super) fn child_of(pages: &Pages, node: &Node, i: usize) -> Result<Arc<Node>> {
+pub(super) fn child_of(pages: &Pages, node: &Node, i: usize) -> Result<NodeRef> {
     match node.kid(i) {
         Some(kid) => Ok(kid.clone()),
         None => {
@@ -59,8 +59,8 @@ pub(super) fn child_of(pages: &Pages, node: &Node, i: usize) -> Result<Arc<Node>
 /// What this holds is bounded: the root and its inner children, up to [`Top::KIDS_MAX`] of them.
 #[derive(Default)]
 pub(super) struct Top {
-    root: OnceLock<Arc<Node>>,
-    kids: OnceLock<Box<[OnceLock<Arc<Node>>]>>,
+    root: OnceLock<NodeRef>,
+    kids: OnceLock<Box<[OnceLock<NodeRef>]>>,
 }
 
 impl Top {
@@ -72,7 +72,7 @@ impl Top {
         root: &'a Root,
         pages: &Pages,
         tree: u8,
-    ) -> Result<Option<&'a Arc<Node>>> {
+    ) -> Result<Option<&'a NodeRef>> {
         match &root.kid {
             None => Ok(None),
             Some(Kid::Mem(node)) => Ok(Some(node)),
@@ -87,7 +87,7 @@ impl Top {
     }
 
     /// Where child `i` of the root page is kept, if it may be.
-    fn place(&self, root: &Node, i: usize) -> Option<&OnceLock<Arc<Node>>> {
+    fn place(&self, root: &Node, i: usize) -> Option<&OnceLock<NodeRef>> {
         let page = root.page();
         if page.level() < 2 || page.len() > Self::KIDS_MAX {
             return None;
@@ -99,7 +99,7 @@ impl Top {
     }
 
     /// Child `i` of the root page, borrowed, if it is one to keep.
-    fn kept<'a>(&'a self, pages: &Pages, root: &Node, i: usize) -> Result<Option<&'a Arc<Node>>> {
+    fn kept<'a>(&'a self, pages: &Pages, root: &Node, i: usize) -> Result<Option<&'a NodeRef>> {
         let Some(place) = self.place(root, i) else {
             return Ok(None);
         };
@@ -111,7 +111,7 @@ impl Top {
     }
 
     /// Child `i` of the root page.
-    pub fn child(&self, pages: &Pages, root: &Node, i: usize) -> Result<Arc<Node>> {
+    pub fn child(&self, pages: &Pages, root: &Node, i: usize) -> Result<NodeRef> {
         match self.kept(pages, root, i)? {
             Some(child) => Ok(child.clone()),
             None => child_of(pages, root, i),
@@ -132,7 +132,7 @@ impl Root {
         }
     }
 
-    pub fn node(&self, pages: &Pages, tree: u8) -> Result<Option<Arc<Node>>> {
+    pub fn node(&self, pages: &Pages, tree: u8) -> Result<Option<NodeRef>> {
         match &self.kid {
             None => Ok(None),
             Some(Kid::Mem(node)) => Ok(Some(node.clone())),
@@ -179,7 +179,7 @@ impl Root {
         }
         match top.kept(pages, root, i)? {
             Some(kid) => get_below(pages, kid, key, f),
-            None => get_below(pages, &*child_of(pages, root, i)?, key, f),
+            None => get_below(pages, &child_of(pages, root, i)?, key, f),
         }
     }
 
@@ -259,7 +259,7 @@ struct Inserted {
 /// A page that came into being to the right of another.
 struct Split {
     key: SeparatorKey,
-    node: Arc<Node>,
+    node: NodeRef,
 }
 
 struct SeparatorKey {
@@ -296,7 +296,7 @@ impl Tree<'_> {
             Some(kid) => kid,
             None => {
                 root.level = 0;
-                Kid::Mem(Arc::new(self.space.new_page(self.id, 0)))
+                Kid::Mem(self.space.new_page(self.id, 0).share())
             }
         };
         let done = self.insert_at(&mut kid, root.level, key, flags, value, true);
@@ -364,7 +364,7 @@ impl Tree<'_> {
         root.kid = Some(Kid::Mem(self.space.adopt(node)));
     }
 
-    fn build(&self, cells: &Cells, level: u8, from: usize, to: usize) -> Node {
+    fn build(&self, cells: &Cells, level: u8, from: usize, to: usize) -> NewNode {
         cells.build(
             &self.space.pages().geo,
             self.id,
@@ -485,11 +485,11 @@ impl Tree<'_> {
                 size <= capacity,
                 "entries that do not fit one page can always be divided: page invariant 4"
             );
-            *node = self.build(cells, level, 0, n);
+            node.become_as(self.build(cells, level, 0, n));
             return Ok(None);
         };
         let key = self.separator(cells, at, level)?;
-        *node = self.build(cells, level, 0, at);
+        node.become_as(self.build(cells, level, 0, at));
         let right = self.build(cells, level, at, n);
         Ok(Some(Split {
             key,
@@ -677,7 +677,7 @@ impl Tree<'_> {
         };
         let ends = cuts.iter().copied().chain([cells.len()]);
         let starts = [0].into_iter().chain(cuts.iter().copied());
-        let built: Vec<Node> = starts
+        let built: Vec<NewNode> = starts
             .zip(ends)
             .map(|(from, to)| self.build(&cells, level, from, to))
             .collect();
@@ -922,7 +922,7 @@ impl Window {
     }
 }
 
-fn in_memory(node: &Arc<Node>) -> Child {
+fn in_memory(node: &NodeRef) -> Child {
     Child {
         live: node.page().live(),
         ..NO_CHILD

@@ -19,21 +19,22 @@ use bytes::Bytes;
 
 use super::error::Result;
 use super::lock;
-use super::node::Node;
+use super::node::NodeRef;
 use super::page::Addr;
 use super::sync::{Arc, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 /// What the cache holds.
 #[derive(Clone)]
 pub(super) enum Frame {
-    Node(Arc<Node>),
+    Node(NodeRef),
     Run(Bytes),
 }
 
 impl Frame {
     /// Memory of the frame, bookkeeping included.
     fn cost(&self) -> usize {
-        const BOOKS: usize = 224;
+        /// The node's head (128), the entry in the table, and places in a queue and among the ghosts.
+        const BOOKS: usize = 288;
         BOOKS
             + match self {
                 Frame::Node(node) => node.buf.len(),
@@ -83,7 +84,7 @@ struct Held {
 
 /// A [`Frame`] as the table keeps it.
 enum Kept {
-    Node(Arc<Node>),
+    Node(NodeRef),
     Run(Box<Bytes>),
 }
 
@@ -97,7 +98,11 @@ impl Kept {
 
     fn frame(&self) -> Frame {
         match self {
-            Kept::Node(node) => Frame::Node(node.clone()),
+            Kept::Node(node) => {
+                // Asked for together, the count and the page come together.
+                node.fetch_soon();
+                Frame::Node(node.clone())
+            }
             Kept::Run(bytes) => Frame::Run(Bytes::clone(bytes)),
         }
     }

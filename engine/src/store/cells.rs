@@ -1,12 +1,10 @@
 //! Entries of pages taken apart, to be put together anew: when a page overflows, when two become one, or when a key
 //! arrives that lacks the prefix of the others.
 
-use std::sync::Arc;
-
-use super::node::Node;
+use super::node::{NewNode, Node, NodeRef};
 use super::page::{
-    Child, Geometry, HEADER, INNER_CELL, LEAF_CELL, NO_CHILD, PageMut, SLOT, StoredKey, common,
-    head_of, put_u16,
+    Child, Geometry, HEADER, INNER_CELL, LEAF_CELL, NO_CHILD, SLOT, StoredKey, common, head_of,
+    put_u16,
 };
 use super::types::{LIVE, RunRef};
 
@@ -17,7 +15,7 @@ struct Cell {
     long: Option<RunRef>,
     flags: u8,
     child: Child,
-    kid: Option<Arc<Node>>,
+    kid: Option<NodeRef>,
 }
 
 /// The entries of some adjacent pages, in order.
@@ -103,7 +101,7 @@ impl Cells {
         i: usize,
         key: StoredKey<'_>,
         child: Child,
-        kid: Option<Arc<Node>>,
+        kid: Option<NodeRef>,
     ) {
         let key_at = self.push_bytes(key.bytes);
         let cell = Cell {
@@ -260,9 +258,9 @@ impl Cells {
         from: usize,
         to: usize,
         made: u64,
-    ) -> Node {
-        let mut buf = vec![0; geo.page_bytes].into_boxed_slice();
-        let mut page = PageMut(&mut buf);
+    ) -> NewNode {
+        let mut node = NewNode::unwritten(geo.page_bytes, made);
+        let mut page = node.page_mut();
         page.init(tree, level);
         let first = self.keyed_from(from);
         let prefix = self.prefix_of(from, to);
@@ -309,7 +307,6 @@ impl Cells {
         put_u16(page.0, 26, heap as u16);
         put_u16(page.0, 40, u16::MAX);
         page.set_live(live);
-        let mut node = Node::unwritten(buf, made);
         for (i, cell) in self.cells[from..to].iter().enumerate() {
             if let Some(kid) = &cell.kid {
                 node.add_kid(i, kid.clone());

@@ -12,7 +12,7 @@ use super::error::{Error, Result};
 use super::io::AlignedBuf;
 use super::lock;
 use super::map::{self, Map};
-use super::node::Node;
+use super::node::{Node, NodeRef};
 use super::page::Addr;
 use super::pages::Pages;
 use super::runs;
@@ -175,9 +175,9 @@ impl<'a, 'v> Walk<'a, 'v> {
         Ok(())
     }
 
-    fn load(&mut self, kid: &Kid) -> Result<(Arc<Node>, Option<Addr>)> {
+    fn load(&mut self, kid: &Kid) -> Result<(NodeRef, Option<Addr>)> {
         match kid {
-            Kid::Disk(addr) => Ok((Arc::new(self.pages.read_node(*addr)?), Some(*addr))),
+            Kid::Disk(addr) => Ok((self.pages.read_node(*addr)?, Some(*addr))),
             Kid::Mem(node) => Ok((node.clone(), node.addr.get().copied())),
         }
     }

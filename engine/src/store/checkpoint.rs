@@ -15,7 +15,6 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -30,8 +29,8 @@ use super::io::{AlignedBuf, is_no_space};
 use super::lock;
 use super::map::Map;
 use super::meta::{META_BYTES, Meta, RootAt, slot_offset};
-use super::node::Node;
-use super::page::{Addr, PageMut, seal};
+use super::node::{NewNode, NodeRef};
+use super::page::{Addr, seal};
 use super::shared::{DurableState, JobDone, Shared};
 use super::snapshot::Snapshot;
 use super::space::Frozen;
@@ -173,9 +172,9 @@ const PAGES_AT_ONCE: usize = 64;
 
 /// A page that was written: where, and, of an inner page, its image, which knows its children by address.
 struct WrittenPage {
-    node: Arc<Node>,
+    node: NodeRef,
     addr: Addr,
-    image: Option<Box<[u8]>>,
+    image: Option<NewNode>,
 }
 
 /// Collects pieces in an aligned arena and writes it whenever it is full.
@@ -294,16 +293,16 @@ impl<'a> Output<'a> {
         Ok(roots)
     }
 
-    fn write_node(&mut self, node: &Arc<Node>) -> Result<Addr, Stop> {
+    fn write_node(&mut self, node: &NodeRef) -> Result<Addr, Stop> {
         if let Some(addr) = node.addr.get() {
             return Ok(*addr);
         }
-        let mut image = (!node.page().is_leaf()).then(|| node.buf.clone());
+        let mut image = (!node.page().is_leaf()).then(|| NewNode::image(&node.buf));
         if let Some(image) = &mut image {
             for i in 0..node.page().len() {
                 if let Some(kid) = node.kid(i) {
                     let addr = self.write_node(kid)?;
-                    PageMut(image).set_child_addr(i, addr);
+                    image.page_mut().set_child_addr(i, addr);
                 }
             }
         }
@@ -313,12 +312,14 @@ impl<'a> Output<'a> {
             birth: self.number,
         };
         if let Some(image) = &mut image {
-            seal(image, addr, self.shared.pages.seed);
+            seal(&mut image.buf, addr, self.shared.pages.seed);
+            let set = image.addr.set(addr);
+            debug_assert!(set.is_ok(), "it is new");
         }
         let seed = self.shared.pages.seed;
         let place = self.place(extent.unit, node.buf.len())?;
         match &image {
-            Some(image) => place.copy_from_slice(image),
+            Some(image) => place.copy_from_slice(&image.buf),
             None => {
                 place.copy_from_slice(&node.buf);
                 seal(place, addr, seed);
@@ -445,7 +446,7 @@ impl<'a> Output<'a> {
         for written in self.pages.drain(..) {
             let frame = match written.image {
                 None => written.node.clone(),
-                Some(image) => Arc::new(Node::durable(image, written.addr)),
+                Some(image) => image.share(),
             };
             let fresh = written.node.addr.set(written.addr).is_ok();
             debug_assert!(fresh, "only one checkpoint runs at a time");

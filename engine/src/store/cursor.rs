@@ -1,10 +1,8 @@
 //! A position in a tree, moved in key order both ways.
 
-use std::sync::Arc;
-
 use super::btree::{Root, Top, child_of};
 use super::error::Result;
-use super::node::Node;
+use super::node::{Node, NodeRef};
 use super::pages::Pages;
 
 /// How many entries before it is read a scan asks for one.
@@ -16,7 +14,7 @@ pub struct Cursor<'a> {
     root: &'a Root,
     tree: u8,
     /// From the root down: page and slot. The last one is a leaf whenever the cursor stands on an entry.
-    path: Vec<(Arc<Node>, usize)>,
+    path: Vec<(NodeRef, usize)>,
     key: Vec<u8>,
     flags: u8,
     /// Where in the leaf the value lies.
@@ -118,7 +116,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The root page.
-    fn root_node(&self) -> Result<Option<Arc<Node>>> {
+    fn root_node(&self) -> Result<Option<NodeRef>> {
         match self.top {
             Some(top) => Ok(top.root(self.root, self.pages, self.tree)?.cloned()),
             None => self.root.node(self.pages, self.tree),
@@ -235,7 +233,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// To the first (or last) entry below `node`.
-    fn descend_edge(&mut self, mut node: Arc<Node>, way: Way) -> Result<bool> {
+    fn descend_edge(&mut self, mut node: NodeRef, way: Way) -> Result<bool> {
         while !node.page().is_leaf() {
             let page = node.page();
             let wanted = |i: &usize| !self.skip_dead || page.child_live(*i) > 0;

@@ -22,7 +22,6 @@
 //! 3. What one checkpoint notes, and so what the next writes beyond its duty, is bounded by [`Budget`].
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -35,7 +34,7 @@ use super::error::Result;
 use super::io::AlignedBuf;
 use super::lock;
 use super::map::Map;
-use super::node::Node;
+use super::node::{NewNode, Node};
 use super::pack::{self, Sparse};
 use super::page::{Addr, KIND_INNER, KIND_LEAF, KIND_RUN, Page, get_u64};
 use super::runs;
@@ -315,7 +314,7 @@ impl Walk<'_> {
         };
         let node = match bytes.get(..pages.geo.page_bytes) {
             Some(image) if Page::check(image, &pages.geo, addr, pages.seed).is_ok() => {
-                Node::durable(Box::from(image), addr)
+                NewNode::durable(image, addr).share()
             }
             Some(_) => return,
             None => match pages.read_node(addr) {
@@ -326,7 +325,6 @@ impl Walk<'_> {
         if !self.promise(unit, pages.geo.units_per_page) {
             return;
         }
-        let node = Arc::new(node);
         let page = node.page();
         let mut key = Vec::new();
         let slot = usize::from(!page.is_leaf());

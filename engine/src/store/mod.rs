@@ -52,6 +52,7 @@ mod prefetch;
 mod runs;
 mod scrub;
 mod shared;
+mod slabs;
 mod snapshot;
 mod space;
 #[allow(clippy::module_inception)]

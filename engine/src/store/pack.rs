@@ -21,7 +21,6 @@
 //! 4. It takes no more room than lies free in the file, apart from [`ROOM_LEAST`] when the disk is not full.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::btree::{Root, Weight, Window, child_of, page_limit};
@@ -29,7 +28,7 @@ use super::cache::Frame;
 use super::defrag::Budget;
 use super::error::Result;
 use super::lock;
-use super::node::Node;
+use super::node::NodeRef;
 use super::page::Addr;
 use super::shared::Shared;
 
@@ -210,7 +209,7 @@ struct Walk<'a> {
 
 /// A page above those that are put together, and the keys it is bounded by.
 struct Parent {
-    node: Arc<Node>,
+    node: NodeRef,
     lower: Vec<u8>,
     upper: Option<Vec<u8>>,
 }
@@ -311,7 +310,7 @@ impl Walk<'_> {
         from: usize,
         at: usize,
         addrs: &[Addr],
-        nodes: &[Option<Arc<Node>>],
+        nodes: &[Option<NodeRef>],
     ) -> Result<usize> {
         let pages = &self.shared.pages;
         let together = &nodes[at..nodes.len().min(at + self.most)];

@@ -10,7 +10,7 @@ use super::btree::{Kid, Root};
 use super::cache::{Cache, Frame};
 use super::error::{Error, Result};
 use super::io::{AlignedBuf, BufPool, PageFile};
-use super::node::Node;
+use super::node::{NewNode, NodeRef};
 use super::page::{Addr, Geometry, LongKeys, Page};
 use super::runs::{self, MemRun, RUN_BYTES_MAX, RUN_HEADER};
 use super::types::RunRef;
@@ -20,7 +20,7 @@ const READS_AT_ONCE: usize = 64;
 
 /// A page on the way down.
 enum Next {
-    Here(Arc<Node>),
+    Here(NodeRef),
     At(Addr),
 }
 
@@ -64,10 +64,10 @@ impl Pages {
     }
 
     /// The page at `addr`, which its parent says is of this tree and level.
-    pub fn node(&self, addr: Addr, tree: u8, level: u8) -> Result<Arc<Node>> {
+    pub fn node(&self, addr: Addr, tree: u8, level: u8) -> Result<NodeRef> {
         let frame = self
             .cache
-            .get_or_load(addr, || Ok(Frame::Node(Arc::new(self.read_node(addr)?))))?;
+            .get_or_load(addr, || Ok(Frame::Node(self.read_node(addr)?)))?;
         match frame {
             Frame::Node(node) if node.page().level() == level && node.page().tree() == tree => {
                 Ok(node)
@@ -103,21 +103,19 @@ impl Pages {
             for (claim, buf) in claimed.into_iter().zip(bufs) {
                 let addr = claim.addr();
                 claim.land(match &read {
-                    Ok(()) => self
-                        .checked(&buf, addr)
-                        .map(|node| Frame::Node(Arc::new(node))),
+                    Ok(()) => self.checked(&buf, addr).map(Frame::Node),
                     // Which of them failed is not told: read alone, it says so.
-                    Err(_) => self.read_node(addr).map(|node| Frame::Node(Arc::new(node))),
+                    Err(_) => self.read_node(addr).map(Frame::Node),
                 });
                 self.pool.give(buf);
             }
         }
     }
 
-    fn checked(&self, buf: &[u8], addr: Addr) -> Result<Node> {
+    fn checked(&self, buf: &[u8], addr: Addr) -> Result<NodeRef> {
         Page::check(buf, &self.geo, addr, self.seed)
             .map_err(|what| self.corrupt(addr.unit, what))?;
-        Ok(Node::durable(Box::from(buf), addr))
+        Ok(NewNode::durable(buf, addr).share())
     }
 
     /// Brings the leaves that hold `keys` into the cache, level by level: all the pages of one level that are missing
@@ -134,7 +132,7 @@ impl Pages {
         let Ok(Some(top)) = root.node(self, tree) else {
             return;
         };
-        let mut front: Vec<(Arc<Node>, std::ops::Range<usize>)> = vec![(top, 0..sorted.len())];
+        let mut front: Vec<(NodeRef, std::ops::Range<usize>)> = vec![(top, 0..sorted.len())];
         while !front.is_empty() {
             let mut next: Vec<(Next, std::ops::Range<usize>)> = Vec::new();
             for (node, range) in front.drain(..) {
@@ -189,8 +187,8 @@ impl Pages {
 
     /// These pages, from the cache or, past it, with as few reads at once as the backend can; without those that cannot
     /// be read.
-    pub fn look_at_many(&self, addrs: &[Addr]) -> Vec<Option<Arc<Node>>> {
-        let mut found: Vec<Option<Arc<Node>>> = Vec::with_capacity(addrs.len());
+    pub fn look_at_many(&self, addrs: &[Addr]) -> Vec<Option<NodeRef>> {
+        let mut found: Vec<Option<NodeRef>> = Vec::with_capacity(addrs.len());
         found.extend(addrs.iter().map(|addr| match self.cache.peek(*addr) {
             Some(Frame::Node(node)) => Some(node),
             _ => None,
@@ -207,7 +205,7 @@ impl Pages {
             drop(reads);
             for (i, buf) in part.iter().zip(bufs) {
                 if read.is_ok() {
-                    found[*i] = self.checked(&buf, addrs[*i]).ok().map(Arc::new);
+                    found[*i] = self.checked(&buf, addrs[*i]).ok();
                 }
                 self.pool.give(buf);
             }
@@ -216,7 +214,7 @@ impl Pages {
     }
 
     /// Reads and checks a page, past the cache.
-    pub fn read_node(&self, addr: Addr) -> Result<Node> {
+    pub fn read_node(&self, addr: Addr) -> Result<NodeRef> {
         let mut buf = self.pool.take();
         let read = self.read_at(addr.unit, &mut buf, "reading a page");
         let checked = read.and_then(|()| self.checked(&buf, addr));

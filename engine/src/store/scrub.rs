@@ -10,15 +10,13 @@
 //! 2. Damage ends neither slice nor pass: what the damaged page leads to is passed over.
 //! 3. A pass visits every page that is in all checkpoints from its beginning to its end.
 
-use std::sync::Arc;
-
 use super::btree::{Kid, Root};
 use super::check::{PinnedDurable, check_map};
 use super::error::{Error, Result};
 use super::io::AlignedBuf;
 use super::lock;
 use super::meta::{META_BYTES, Untrusted, slot_offset};
-use super::node::Node;
+use super::node::{Node, NodeRef};
 use super::page::Addr;
 use super::pages::Pages;
 use super::store::Store;
@@ -36,7 +34,7 @@ pub struct ScrubPlace {
     /// The next entry looked at is the first that is not below this.
     key: Vec<u8>,
     /// Inner pages that were read last, from the root down.
-    path: Vec<(Addr, Arc<Node>)>,
+    path: Vec<(Addr, NodeRef)>,
 }
 
 /// What a slice did.
@@ -183,14 +181,14 @@ impl Slice<'_, '_, '_> {
     }
 
     /// Reads a page, unless it is an inner one that the last slice or leaf came by.
-    fn page(&mut self, tree: TreeId, expected: &Expected, depth: usize) -> Result<Arc<Node>> {
+    fn page(&mut self, tree: TreeId, expected: &Expected, depth: usize) -> Result<NodeRef> {
         if let Some((addr, node)) = self.place.path.get(depth)
             && *addr == expected.addr
         {
             return Ok(node.clone());
         }
         self.place.path.truncate(depth);
-        let node = Arc::new(self.pages.read_node(expected.addr)?);
+        let node = self.pages.read_node(expected.addr)?;
         let page = node.page();
         let fail = |what: String| Err(self.pages.corrupt(expected.addr.unit, what));
         if page.tree() != tree as u8 || page.level() != expected.level {

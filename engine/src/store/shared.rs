@@ -14,7 +14,7 @@ use super::error::{Error, Result};
 use super::lock;
 use super::map::Map;
 use super::meta::RootAt;
-use super::node::Node;
+use super::node::NodeRef;
 use super::pack::Packing;
 use super::pages::Pages;
 use super::pins::Pins;
@@ -54,7 +54,7 @@ pub(super) struct Jobs {
     pub next: Option<Job>,
     pub done: Option<JobDone>,
     /// Pages to be freed where nobody waits for it.
-    pub buried: Vec<Arc<Node>>,
+    pub buried: Vec<NodeRef>,
     /// The writer is going: the thread ends when nothing is left to do.
     pub closing: bool,
     /// The thread has ended: no checkpoint will come any more.
@@ -259,7 +259,7 @@ impl Shared {
     }
 
     /// Frees pages on the checkpoint thread.
-    pub fn bury(&self, nodes: Vec<Arc<Node>>) {
+    pub fn bury(&self, nodes: Vec<NodeRef>) {
         if nodes.is_empty() || !self.background {
             return;
         }

@@ -23,8 +23,8 @@ use super::alloc::Extent;
 use super::btree::{Kid, Root};
 use super::error::Result;
 use super::lock;
-use super::node::Node;
-use super::page::{Addr, PageMut};
+use super::node::{NewNode, Node, NodeRef};
+use super::page::Addr;
 use super::pages::Pages;
 use super::runs::{self, MemRun};
 use super::shared::{JobDone, Shared};
@@ -54,10 +54,10 @@ pub(super) struct Space {
     frozen: Option<u64>,
     dropped: Vec<(u64, Extent)>,
     /// Published pages replaced since the last publish, written by nobody so far.
-    replaced: Vec<Arc<Node>>,
+    replaced: Vec<NodeRef>,
     /// Pages that the state being written holds and the published one does not, with the publish number that shows
     /// that.
-    orphans: Vec<(u64, Arc<Node>)>,
+    orphans: Vec<(u64, NodeRef)>,
     /// Of `frozen_pages`: replaced since.
     frozen_replaced: usize,
     own_pages: usize,
@@ -120,18 +120,18 @@ impl Space {
     // --- pages ---------------------------------------------------------------------------------------------------
 
     /// An empty page of the writer's own.
-    pub fn new_page(&mut self, tree: u8, level: u8) -> Node {
-        let mut buf = vec![0; self.pages().geo.page_bytes].into_boxed_slice();
-        PageMut(&mut buf).init(tree, level);
+    pub fn new_page(&mut self, tree: u8, level: u8) -> NewNode {
+        let mut node = NewNode::unwritten(self.pages().geo.page_bytes, self.made);
+        node.page_mut().init(tree, level);
         self.own_pages += 1;
-        Node::unwritten(buf, self.made)
+        node
     }
 
     /// Counts a page that was built elsewhere with the current number.
-    pub fn adopt(&mut self, node: Node) -> Arc<Node> {
+    pub fn adopt(&mut self, node: NewNode) -> NodeRef {
         debug_assert_eq!(node.made, self.made);
         self.own_pages += 1;
-        Arc::new(node)
+        node.share()
     }
 
     /// The page of `kid` for changing: itself when it is the writer's own, else a copy in its place.
@@ -149,7 +149,9 @@ impl Space {
         let Kid::Mem(node) = kid else {
             unreachable!("a page on disk was replaced by its copy above")
         };
-        Ok(Arc::get_mut(node).expect("invariant 3: nobody else holds an unpublished page"))
+        Ok(node
+            .get_mut()
+            .expect("invariant 3: nobody else holds an unpublished page"))
     }
 
     /// Notes that the working state no longer holds a page.
@@ -347,7 +349,7 @@ impl Space {
                 .into_iter()
                 .partition(|node| node.addr.get().is_some());
             self.replaced = unwritten;
-            let written: Vec<Arc<Node>> = written;
+            let written: Vec<NodeRef> = written;
             let made = self.made;
             for (made, node) in orphans
                 .into_iter()
@@ -381,7 +383,7 @@ impl Space {
         }
     }
 
-    fn release(&mut self, kid: &mut Kid, tree: u8, level: u8, released: &mut Vec<Arc<Node>>) {
+    fn release(&mut self, kid: &mut Kid, tree: u8, level: u8, released: &mut Vec<NodeRef>) {
         let Kid::Mem(node) = kid else { return };
         if let Some(addr) = node.addr.get().copied() {
             let Kid::Mem(node) = std::mem::replace(kid, Kid::Disk(addr)) else {

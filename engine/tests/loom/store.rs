@@ -32,12 +32,26 @@ pub mod page {
 }
 
 pub mod node {
+    use std::sync::Arc;
+
     use loom::cell::UnsafeCell;
+
+    /// Memory of a page, which outlives the page so that a model may look where it should not.
+    pub type Memory = Arc<Byte>;
+
+    pub struct Byte(UnsafeCell<u64>);
+
+    // SAFETY: loom checks every access to the cell.
+    unsafe impl Send for Byte {}
+    // SAFETY: as above.
+    unsafe impl Sync for Byte {}
+
+    pub type NodeRef = loom::sync::Arc<Node>;
 
     /// A page whose memory is written when it is dropped, as the allocator does with it.
     pub struct Node {
         pub buf: [u8; 4],
-        bytes: UnsafeCell<u64>,
+        bytes: Memory,
     }
 
     pub struct Page;
@@ -46,7 +60,7 @@ pub mod node {
         pub fn new(byte: u64) -> Node {
             Node {
                 buf: [0; 4],
-                bytes: UnsafeCell::new(byte),
+                bytes: Arc::new(Byte(UnsafeCell::new(byte))),
             }
         }
 
@@ -54,22 +68,33 @@ pub mod node {
             Page
         }
 
-        pub fn read(&self) -> u64 {
-            // SAFETY: loom checks that nobody writes meanwhile.
-            self.bytes.with(|byte| unsafe { *byte })
+        pub fn fetch_soon(&self) {}
+
+        pub fn memory(&self) -> Memory {
+            self.bytes.clone()
         }
+
+        pub fn read(&self) -> u64 {
+            read(&self.bytes)
+        }
+    }
+
+    pub fn read(memory: &Memory) -> u64 {
+        // SAFETY: loom checks that nobody writes meanwhile.
+        memory.0.with(|byte| unsafe { *byte })
     }
 
     impl Page {
         pub fn is_leaf(&self) -> bool {
-            true
+            // Inner pages are kept as soon as there is room for one.
+            false
         }
     }
 
     impl Drop for Node {
         fn drop(&mut self) {
             // SAFETY: loom checks that nobody reads meanwhile.
-            self.bytes.with_mut(|byte| unsafe { *byte = u64::MAX });
+            self.bytes.0.with_mut(|byte| unsafe { *byte = u64::MAX });
         }
     }
 }

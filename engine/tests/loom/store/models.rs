@@ -8,7 +8,7 @@ use loom::thread;
 use super::Error;
 use super::cache::{Cache, Frame};
 use super::error::Result;
-use super::node::Node;
+use super::node::{self, Node};
 use super::page::Addr;
 use super::pins::Pins;
 use crate::shards::Shards;
@@ -152,9 +152,51 @@ fn a_lost_wake_up_of_those_who_wait_for_a_page_is_found() {
     must_fail(name, "deadlock", single_flight);
 }
 
-/// The leader's load fails: who follows gets the error or tries again, and nobody waits for ever.
+/// How a load that fails ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Failed {
+    /// With its error.
+    Lands,
+    /// Not at all.
+    IsForgotten,
+}
+
+/// A load that another thread has taken on fails: who follows gets the error or tries again, and nobody waits for ever.
+fn failed_load(failed: Failed) {
+    let cache = Arc::new(Cache::new(4096, 4096));
+    let other = {
+        let cache = cache.clone();
+        thread::spawn(move || {
+            let Some(claim) = cache.claim(addr(1)) else {
+                return;
+            };
+            match failed {
+                Failed::Lands => claim.land(Err(Error::Closed)),
+                Failed::IsForgotten => std::mem::forget(claim),
+            }
+        })
+    };
+    let mine = cache.get_or_load(addr(1), || page(7));
+    assert!(mine.is_err() || mine.is_ok_and(|frame| read(frame) == 7));
+    other.join().unwrap();
+    let again = cache.get_or_load(addr(1), || page(8)).unwrap();
+    assert!([7, 8].contains(&read(again)));
+}
+
 #[test]
 fn a_failed_load_ends_every_wait() {
+    model(|| failed_load(Failed::Lands));
+}
+
+#[test]
+fn a_failed_load_that_leaves_its_flight_behind_is_found() {
+    let name = "store::models::a_failed_load_that_leaves_its_flight_behind_is_found";
+    must_fail(name, "deadlock", || failed_load(Failed::IsForgotten));
+}
+
+/// Two readers, whose loads both fail: each gets an error, its own or the other's.
+#[test]
+fn a_failed_load_gives_nobody_a_page() {
     model(|| {
         let cache = Arc::new(Cache::new(4096, 4096));
         let other = {
@@ -164,50 +206,89 @@ fn a_failed_load_ends_every_wait() {
         let mine = cache.get_or_load(addr(1), || page(7)).is_ok();
         let theirs = other.join().unwrap();
         assert!(mine || !theirs, "only a load that succeeded gives a page");
-        let again = cache.get_or_load(addr(1), || page(8)).unwrap();
-        assert!([7, 8].contains(&read(again)));
     });
 }
 
+/// How a reader holds the page it reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    /// By a counted reference.
+    Counted,
+    /// Not at all: it only knows where the page is.
+    Nothing,
+}
+
 /// There is room for one page. Who holds a page reads it on while another pushes it out.
-fn pin_and_evict() {
-    let cache = Arc::new(Cache::new(300, 4096));
+fn pin_and_evict(holds: Holds) {
+    let cache = Arc::new(Cache::new(400, 4096));
     let reader = {
         let cache = cache.clone();
         thread::spawn(move || {
             let frame = cache.get_or_load(addr(1), || page(1)).unwrap();
-            assert_eq!(read(frame), 1);
+            let Frame::Node(node) = frame else {
+                unreachable!("only pages are loaded")
+            };
+            let memory = node.memory();
+            let held = (holds == Holds::Counted).then(|| node.clone());
+            drop(node);
+            assert_eq!(node::read(&memory), 1);
+            drop(held);
         })
     };
     for unit in 2..4 {
         let frame = cache.get_or_load(addr(unit), || page(unit)).unwrap();
         assert_eq!(read(frame), unit);
-        assert!(cache.stats().bytes <= 300, "the limit holds after any call");
+        assert!(cache.stats().bytes <= 400, "the limit holds after any call");
     }
     reader.join().unwrap();
+    assert_eq!(cache.stats().evictions, 2, "one page is left of three");
 }
 
 #[test]
 fn a_page_that_is_read_outlives_its_eviction() {
-    model(pin_and_evict);
+    model(|| pin_and_evict(Holds::Counted));
 }
 
-/// A checkpoint puts in the page that a reader is loading: one of the two stays, the bytes are counted once.
+#[test]
+fn a_page_that_is_read_without_being_held_is_found() {
+    let name = "store::models::a_page_that_is_read_without_being_held_is_found";
+    must_fail(name, "Causality violation", || {
+        pin_and_evict(Holds::Nothing)
+    });
+}
+
+/// A checkpoint puts in, at `inserted`, the page that a reader is loading: one of the two stays, the bytes are counted
+/// once.
+fn insert_beside_load(inserted: Addr) {
+    let cache = Arc::new(Cache::new(4096, 4096));
+    let reader = {
+        let cache = cache.clone();
+        thread::spawn(move || {
+            let frame = cache.get_or_load(addr(1), || page(5)).unwrap();
+            assert_eq!(read(frame), 5);
+        })
+    };
+    cache.insert(inserted, page(5).unwrap());
+    reader.join().unwrap();
+    let one = Cache::new(4096, 4096);
+    one.insert(addr(1), page(5).unwrap());
+    assert_eq!(
+        cache.stats().bytes,
+        one.stats().bytes,
+        "the page is here twice"
+    );
+}
+
 #[test]
 fn an_insert_beside_a_load_keeps_one_frame() {
-    model(|| {
-        let cache = Arc::new(Cache::new(4096, 4096));
-        let reader = {
-            let cache = cache.clone();
-            thread::spawn(move || {
-                let frame = cache.get_or_load(addr(1), || page(5)).unwrap();
-                assert_eq!(read(frame), 5);
-            })
-        };
-        cache.insert(addr(1), page(5).unwrap());
-        reader.join().unwrap();
-        let one = Cache::new(4096, 4096);
-        one.insert(addr(1), page(5).unwrap());
-        assert_eq!(cache.stats().bytes, one.stats().bytes);
+    model(|| insert_beside_load(addr(1)));
+}
+
+/// Negative control: the two do not see that they mean the same page.
+#[test]
+fn an_insert_beside_a_load_under_another_name_is_found() {
+    let name = "store::models::an_insert_beside_a_load_under_another_name_is_found";
+    must_fail(name, "the page is here twice", || {
+        insert_beside_load(Addr { unit: 1, birth: 2 })
     });
 }
