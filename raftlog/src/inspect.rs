@@ -7,7 +7,7 @@ use crate::buffer::Buffer;
 use crate::disk::os::{Abilities, OpenDirError, ReadOnlyDir};
 use crate::disk::{Dir, SegFile};
 use crate::error::OpenError;
-use crate::format::batch::{self, BatchHeader, HEADER_BYTES, Record};
+use crate::format::batch::{self, BatchHeader, HEADER_BYTES};
 use crate::format::segment::{
     FIRST_BATCH, SegmentHeader, log_name, parse_free_name, parse_log_name,
 };
@@ -18,6 +18,8 @@ use crate::types::{Committed, HardState};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+
+pub use crate::format::batch::Record;
 
 /// What a sound log holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +58,8 @@ pub enum Found<'a> {
         facts: BatchFacts,
         standing: Standing,
     },
-    /// A record of the batch before.
-    Record(RecordFacts<'a>),
+    /// A record of the batch before; `None` if the bytes make no sense although their checksum is good.
+    Record(Option<Record<'a>>),
     /// Blocks that hold something, but neither a batch nor a part of one.
     Noise { offset: u64, blocks: u64 },
     /// The segment ends; so many bytes behind the last valid batch hold nothing but zeros.
@@ -103,30 +105,6 @@ pub enum Standing {
     Stale,
     /// Its header is good, its records are not.
     Torn,
-}
-
-/// A record in words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecordFacts<'a> {
-    Entry {
-        index: u64,
-        term: u64,
-        kind: u8,
-        data: &'a [u8],
-    },
-    HardState(HardState),
-    Snapshot {
-        index: u64,
-        term: u64,
-    },
-    Trim {
-        keep_from: u64,
-    },
-    Roll {
-        segment: u64,
-    },
-    /// The bytes make no sense although their checksum is good.
-    Undecodable,
 }
 
 fn open(dir: &Path) -> Result<ReadOnlyDir, OpenError> {
@@ -283,7 +261,7 @@ fn dump_segment(
             Some(buffer) => {
                 let end = HEADER_BYTES + found.len as usize;
                 for record in batch::records(&buffer[HEADER_BYTES..end]) {
-                    visit(&Found::Record(record_facts(record)))?;
+                    visit(&Found::Record(record))?;
                 }
                 offset += found.disk_bytes();
             }
@@ -350,27 +328,6 @@ fn batch_facts(header: &BatchHeader) -> BatchFacts {
         records: header.records,
         bytes: header.len,
         disk_bytes: header.disk_bytes(),
-    }
-}
-
-fn record_facts(record: Option<Record<'_>>) -> RecordFacts<'_> {
-    match record {
-        None => RecordFacts::Undecodable,
-        Some(Record::Entry {
-            index,
-            term,
-            kind,
-            data,
-        }) => RecordFacts::Entry {
-            index,
-            term,
-            kind,
-            data,
-        },
-        Some(Record::HardState(hs)) => RecordFacts::HardState(hs),
-        Some(Record::Snapshot { index, term }) => RecordFacts::Snapshot { index, term },
-        Some(Record::Trim { keep_from }) => RecordFacts::Trim { keep_from },
-        Some(Record::Roll { seq, .. }) => RecordFacts::Roll { segment: seq },
     }
 }
 

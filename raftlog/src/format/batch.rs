@@ -109,7 +109,7 @@ pub enum Record<'a> {
 
 impl Record<'_> {
     /// Bytes of the whole record.
-    pub fn encoded_bytes(&self) -> usize {
+    pub(crate) fn encoded_bytes(&self) -> usize {
         match self {
             Record::Entry { data, .. } => ENTRY_BYTES + data.len(),
             Record::HardState(_) => 32,
@@ -120,7 +120,7 @@ impl Record<'_> {
 
     /// What stands in front of [`Record::data`], and its length. Every record: type u8, kind u8, zero
     /// u16, length u32 of what follows these eight bytes.
-    pub fn head(&self) -> ([u8; HEAD_BYTES_MAX], usize) {
+    pub(crate) fn head(&self) -> ([u8; HEAD_BYTES_MAX], usize) {
         let (tag, kind) = match self {
             Record::Entry { kind, .. } => (ENTRY, *kind),
             Record::HardState(_) => (HARD_STATE, 0),
@@ -157,7 +157,7 @@ impl Record<'_> {
     }
 
     /// An entry's data; empty for the others.
-    pub fn data(&self) -> &[u8] {
+    pub(crate) fn data(&self) -> &[u8] {
         match self {
             Record::Entry { data, .. } => data,
             _ => &[],
@@ -165,7 +165,7 @@ impl Record<'_> {
     }
 
     /// Writes the record at the start of `out`.
-    pub fn encode(&self, out: &mut [u8]) {
+    pub(crate) fn encode(&self, out: &mut [u8]) {
         let (head, len) = self.head();
         let data = self.data();
         out[..len].copy_from_slice(&head[..len]);

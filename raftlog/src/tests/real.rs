@@ -82,6 +82,7 @@ fn suite(base: &Path, seeds: u64) {
             random_caller(temp.path(), &way, seed);
         }
         run(large_batches);
+        run(one_batch_behind_the_other);
         run(another_thread);
         run(faster_than_the_background);
         run(reopened_over_and_over);
@@ -214,6 +215,27 @@ fn large_batches(dir: &Path, way: &Way) {
     drop(log);
     let (log, _) = Log::open(options).unwrap();
     check(&log, &model);
+}
+
+/// An owner who appends while a flush goes on hears of each flush's end before the next one's.
+fn one_batch_behind_the_other(dir: &Path, way: &Way) {
+    let (mut log, _) = Log::open(way.options(dir)).unwrap();
+    let mut given = Vec::new();
+    for i in 1..=60 {
+        given.push(log.append(&[entry(i, 1, 900)], None).unwrap());
+        log.flush();
+        if i > 1 {
+            let before = log.stats().flushes;
+            let durable = log.wait_next();
+            assert_eq!(log.stats().flushes, before + 1);
+            assert!(durable.covers(given[i as usize - 2]), "{way:?}");
+            assert!(!durable.covers(given[i as usize - 1]), "{way:?}");
+        }
+    }
+    assert!(log.wait_next().covers(given[59]));
+    assert_eq!(log.stats().flushes, 60);
+    assert!(log.wait_next().covers(given[59]));
+    assert_eq!(log.entries(1, 61, usize::MAX).unwrap().len(), 60);
 }
 
 /// A log may be opened on one thread and owned by another.

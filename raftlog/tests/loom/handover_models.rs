@@ -116,3 +116,30 @@ fn a_thread_that_dies_wakes_the_owner() {
         thread.join().unwrap();
     });
 }
+
+/// The control: the thread tells the result before it has done the work.
+#[test]
+#[should_panic(expected = "told before it was done")]
+fn a_result_told_too_early_is_noticed() {
+    model(|| {
+        let place: Place = Arc::new(Handover::new());
+        let done = Arc::new(AtomicU32::new(0));
+        let thread = {
+            let (place, done) = (place.clone(), done.clone());
+            thread::spawn(move || {
+                if let Some(work) = place.next() {
+                    place.done(Ok(work));
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        place.give(1);
+        let early = match place.collect(true) {
+            Answer::Done(_) => done.load(Ordering::Relaxed) == 0,
+            _ => false,
+        };
+        place.stop();
+        thread.join().unwrap();
+        assert!(!early, "told before it was done");
+    });
+}

@@ -3,7 +3,7 @@
 
 use super::Failure;
 use clap::{Args, Subcommand};
-use raftlog::inspect::{self, Found, HeaderFacts, RecordFacts, Standing};
+use raftlog::inspect::{self, Found, HeaderFacts, Record, Standing};
 use raftlog::{Committed, HardState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -162,7 +162,11 @@ fn show_header(header: &HeaderFacts, out: &mut dyn Write) -> io::Result<()> {
     )
 }
 
-fn show_record(record: &RecordFacts<'_>, arguments: &Dump, out: &mut dyn Write) -> io::Result<()> {
+fn show_record(
+    record: &Option<Record<'_>>,
+    arguments: &Dump,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let ranged = arguments.start_index.is_some() || arguments.end_index.is_some();
     let wanted = |index: u64| {
         arguments.start_index.is_none_or(|start| index >= start)
@@ -171,9 +175,12 @@ fn show_record(record: &RecordFacts<'_>, arguments: &Dump, out: &mut dyn Write) 
     if arguments.batches {
         return Ok(());
     }
-    match *record {
-        RecordFacts::Entry { index, .. } if !wanted(index) => Ok(()),
-        RecordFacts::Entry {
+    let Some(record) = *record else {
+        return writeln!(out, "              RECORD THAT MAKES NO SENSE");
+    };
+    match record {
+        Record::Entry { index, .. } if !wanted(index) => Ok(()),
+        Record::Entry {
             index,
             term,
             kind,
@@ -197,17 +204,16 @@ fn show_record(record: &RecordFacts<'_>, arguments: &Dump, out: &mut dyn Write) 
             }
             writeln!(out)
         }
-        RecordFacts::Undecodable => writeln!(out, "              RECORD THAT MAKES NO SENSE"),
         _ if ranged => Ok(()),
-        RecordFacts::HardState(hs) => writeln!(out, "              {}", hard_state(&hs)),
-        RecordFacts::Snapshot { index, term } => {
+        Record::HardState(hs) => writeln!(out, "              {}", hard_state(&hs)),
+        Record::Snapshot { index, term } => {
             writeln!(out, "              {}", snapshot(Some((index, term))))
         }
-        RecordFacts::Trim { keep_from } => {
+        Record::Trim { keep_from } => {
             writeln!(out, "              trimmed below {keep_from}")
         }
-        RecordFacts::Roll { segment } => {
-            writeln!(out, "              goes on in segment {segment:x}")
+        Record::Roll { seq, .. } => {
+            writeln!(out, "              goes on in segment {seq:x}")
         }
     }
 }

@@ -5,23 +5,30 @@
 //!
 //! A round is what one flush carries: the entries of 1, 16, 256 or 2,048 writers that all wait for it, given
 //! to each subject as one batch. So each writer's latency is its round's. The *floor* is a loop of
-//! durable direct writes of as many bytes to a file that was written before. The *file* grows by `write`
-//! and is synced by `fdatasync`. raft-engine has its defaults but for compression, which is off. `fio`
-//! runs the floor's writes by itself.
+//! durable direct writes of as many bytes to a file that was written before; once more from memory in huge
+//! pages, which the log uses where it gets them. The *file* grows by `write` and is synced by `fdatasync`.
+//! raft-engine has its defaults but for compression, which is off. `fio` runs the floor's writes by itself.
+//!
+//! In rounds nothing can be encoded while a flush goes on, since all wait for it. The *pipeline* has as many
+//! writers, each of which gives its next entry as soon as its last one is durable: what is given during a
+//! flush is encoded then and goes with the next. The floor makes the very same writes after each slice.
 //!
 //! On ext4 and XFS on loop devices (needs root), or in `QUORATE_BENCH_DIR` or the system's temporary directory
 //! as it is. Then all of it once more beside a process that appends to another file of the same file system
 //! and syncs it without pause. At the end the marks, with the figures that meet or miss them.
 //!
-//! `QUORATE_BENCH_SLICES` (24) and `QUORATE_BENCH_SLICE_MS` (15) set how long; the default takes some three
+//! `QUORATE_BENCH_SLICES` (24) and `QUORATE_BENCH_SLICE_MS` (15) set how long; the default takes some five
 //! minutes. `QUORATE_BENCH_ONLY=ext4` takes one file system.
 
 #[path = "../../../../raftlog/src/tests/mounts.rs"]
 mod mounts;
+mod pipeline;
+mod shared;
 mod subjects;
 mod table;
 
 use mounts::Mounted;
+use pipeline::Pipes;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -53,7 +60,7 @@ fn main() {
     let base = base.unwrap_or_else(std::env::temp_dir);
     let temp = tempfile::tempdir_in(&base).expect("a directory for the figures");
     println!("load before: {}", load());
-    let mut runs = Vec::new();
+    let (mut runs, mut pipes) = (Vec::new(), Vec::new());
     for kind in ["ext4", "xfs", "plain"] {
         if std::env::var("QUORATE_BENCH_ONLY").is_ok_and(|only| only != kind) {
             continue;
@@ -61,17 +68,17 @@ fn main() {
         if kind == "plain" {
             // Only where the two others could not be had, or when asked for.
             if runs.is_empty() {
-                runs.extend(run(kind, temp.path()));
+                runs.extend(run(kind, temp.path(), &mut pipes));
             }
             continue;
         }
         match Mounted::new(temp.path(), kind, 2600) {
-            Ok(mounted) => runs.extend(run(kind, mounted.path())),
+            Ok(mounted) => runs.extend(run(kind, mounted.path(), &mut pipes)),
             Err(why) => println!("passed over {kind}: {why}"),
         }
     }
     println!("load after: {}", load());
-    table::marks(&runs);
+    table::marks(&runs, &pipes);
 }
 
 fn load() -> String {
@@ -79,9 +86,12 @@ fn load() -> String {
     load.trim().to_owned()
 }
 
-/// Quiet, then beside the storm.
-fn run(kind: &str, dir: &Path) -> Vec<Run> {
+/// Quiet, in rounds and as a pipeline, then rounds beside the storm.
+fn run(kind: &str, dir: &Path, pipes: &mut Vec<Pipes>) -> Vec<Run> {
     let mut runs = Vec::new();
+    let quiet = pipeline::measure(kind, dir);
+    quiet.print();
+    pipes.push(quiet);
     for beside in [false, true] {
         let storm = beside.then(|| Storm::start(dir));
         let name = match beside {
@@ -99,14 +109,24 @@ fn run(kind: &str, dir: &Path) -> Vec<Run> {
     runs
 }
 
+/// How many slices each subject gets in each shape, and how long they are.
+fn slices() -> (u64, Duration) {
+    let slice = number("QUORATE_BENCH_SLICE_MS", 15);
+    (
+        number("QUORATE_BENCH_SLICES", 24),
+        Duration::from_millis(slice),
+    )
+}
+
 fn measure(name: String, dir: &Path) -> Run {
     let temp = tempfile::tempdir_in(dir).expect("a directory for the subjects");
-    let slices = number("QUORATE_BENCH_SLICES", 24);
-    let slice = Duration::from_millis(number("QUORATE_BENCH_SLICE_MS", 15));
+    let (slices, slice) = slices();
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
-    subjects.push(Box::new(Bare::open(temp.path())));
-    for ring in [false, true] {
-        match Ours::open(&temp.path().join(format!("ours-{ring}")), ring) {
+    for (name, huge) in [("floor", false), ("floor, huge pages", true)] {
+        subjects.push(Box::new(Bare::open(temp.path(), name, huge)));
+    }
+    for (name, ring) in [("ours, pwritev2", false), ("ours, io_uring", true)] {
+        match Ours::open(&temp.path().join(name), name, ring) {
             Ok(ours) => subjects.push(Box::new(ours)),
             Err(e) => println!("passed over: {e}"),
         }

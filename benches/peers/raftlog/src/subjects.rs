@@ -1,22 +1,13 @@
 //! What is measured: each takes a round of entries and returns when they are durable.
 
+use crate::shared::{FILE_BYTES, Floor, KEEP_BYTES, Owner, write_sizes};
 use bytes::Bytes;
 use protobuf::well_known_types::BytesValue;
 use raft_engine::{Config, Engine as RaftEngine, LogBatch, MessageExt, ReadableSize};
-use raftlog::{BLOCK_BYTES, Backend, ENTRY_OVERHEAD_BYTES, Entry, HardState, Log, Options};
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::fs::{File, OpenOptions};
+use raftlog::{Backend, ENTRY_OVERHEAD_BYTES};
+use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-const BATCH_HEADER_BYTES: usize = 64;
-/// The largest single write of the log, and so of the floor.
-const WRITE_BYTES_MAX: usize = 1 << 20;
-const FILE_BYTES: usize = 64 << 20;
-/// How much each keeps before it gives space back.
-const KEEP_BYTES: u64 = 96 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -43,7 +34,7 @@ pub trait Subject {
 }
 
 /// Data that no compression could help with.
-fn data(bytes: usize) -> Vec<u8> {
+pub fn data(bytes: usize) -> Vec<u8> {
     let mut x = 0x9e37_79b9_7f4a_7c15u64;
     (0..bytes)
         .map(|_| {
@@ -57,178 +48,76 @@ fn data(bytes: usize) -> Vec<u8> {
 
 /// The raw floor.
 pub struct Bare {
-    file: File,
-    memory: *mut u8,
-    layout: Layout,
+    floor: Floor,
+    name: &'static str,
     /// The sizes of a round's writes.
     writes: Vec<usize>,
-    offset: usize,
-    flushes: u64,
 }
 
 impl Bare {
-    pub fn open(dir: &Path) -> Bare {
-        let path = dir.join("floor");
-        std::fs::write(&path, vec![0; FILE_BYTES]).expect("room");
-        let open = |flags| {
-            let mut options = OpenOptions::new();
-            options.write(true).custom_flags(flags).open(&path)
-        };
-        // Not every file system has O_DIRECT.
-        let file = open(libc::O_DIRECT).or_else(|_| open(0)).expect("open");
-        file.sync_all().expect("sync");
-        let layout = Layout::from_size_align(WRITE_BYTES_MAX, BLOCK_BYTES).expect("a valid layout");
-        // SAFETY: the layout's size is not zero; freed once, in `drop`, with the same layout.
-        let memory = unsafe { alloc_zeroed(layout) };
-        assert!(!memory.is_null(), "out of memory");
+    pub fn open(dir: &Path, name: &'static str, huge: bool) -> Bare {
         Bare {
-            file,
-            memory,
-            layout,
+            floor: Floor::open(&dir.join(name), huge),
+            name,
             writes: Vec::new(),
-            offset: 0,
-            flushes: 0,
         }
-    }
-
-    fn write(&mut self, bytes: usize) {
-        if self.offset + bytes > FILE_BYTES {
-            self.offset = 0;
-        }
-        let part = libc::iovec {
-            iov_base: self.memory.cast(),
-            iov_len: bytes,
-        };
-        // SAFETY: the descriptor is open, and `part` lies in memory that lives as long as `self`: no write
-        // is longer than `WRITE_BYTES_MAX`.
-        let written = unsafe {
-            libc::pwritev2(
-                self.file.as_raw_fd(),
-                &part,
-                1,
-                self.offset as libc::off_t,
-                libc::RWF_DSYNC,
-            )
-        };
-        assert_eq!(written, bytes as isize);
-        self.offset += bytes;
-        self.flushes += 1;
-    }
-}
-
-impl Drop for Bare {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `open` with this layout, and not freed before.
-        unsafe { dealloc(self.memory, self.layout) }
     }
 }
 
 impl Subject for Bare {
     fn name(&self) -> &'static str {
-        "floor"
+        self.name
     }
 
     fn prepare(&mut self, shape: Shape) {
-        // As the log fills its batches.
-        let record = shape.bytes + ENTRY_OVERHEAD_BYTES;
-        self.writes.clear();
-        let mut open = BATCH_HEADER_BYTES;
-        for _ in 0..shape.writers {
-            if open + record > WRITE_BYTES_MAX {
-                self.writes.push(open.next_multiple_of(BLOCK_BYTES));
-                open = BATCH_HEADER_BYTES;
-            }
-            open += record;
-        }
-        self.writes.push(open.next_multiple_of(BLOCK_BYTES));
+        self.writes = write_sizes(shape.writers, shape.bytes);
     }
 
     fn round(&mut self) {
-        for n in 0..self.writes.len() {
-            self.write(self.writes[n]);
+        for n in &self.writes {
+            self.floor.write(*n);
         }
     }
 
     fn flushes(&self) -> u64 {
-        self.flushes
+        self.floor.flushes
     }
 }
 
 /// The log.
 pub struct Ours {
-    log: Log,
-    ring: bool,
-    shape: Shape,
-    entries: Vec<Entry>,
+    owner: Owner,
+    name: &'static str,
 }
 
 impl Ours {
-    pub fn open(dir: &Path, ring: bool) -> Result<Ours, raftlog::OpenError> {
-        let (log, _) = Log::open(Options {
-            backend: if ring { Backend::Uring } else { Backend::Sync },
-            ..Options::new(dir)
-        })?;
-        let shape = Shape {
-            writers: 0,
-            bytes: 0,
-        };
-        Ok(Ours {
-            log,
-            ring,
-            shape,
-            entries: Vec::new(),
-        })
+    pub fn open(dir: &Path, name: &'static str, ring: bool) -> Result<Ours, raftlog::OpenError> {
+        let backend = if ring { Backend::Uring } else { Backend::Sync };
+        let owner = Owner::open(dir, backend, false)?;
+        Ok(Ours { owner, name })
     }
 }
 
 impl Subject for Ours {
     fn name(&self) -> &'static str {
-        match self.ring {
-            false => "ours, pwritev2",
-            true => "ours, io_uring",
-        }
+        self.name
     }
 
     fn settle(&mut self) {
-        while self.log.stats().ready_segments < 2 {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+        self.owner.settle();
     }
 
     fn prepare(&mut self, shape: Shape) {
-        self.shape = shape;
         let data = Bytes::from(data(shape.bytes));
-        let entry = Entry {
-            index: 0,
-            term: 1,
-            kind: 0,
-            data,
-        };
-        self.entries = vec![entry; shape.writers as usize];
+        self.owner.prepare(shape.writers, data);
     }
 
     fn round(&mut self) {
-        let last = self.log.last_index();
-        for (entry, index) in self.entries.iter_mut().zip(last + 1..) {
-            entry.index = index;
-        }
-        let hard_state = HardState {
-            term: 1,
-            vote: 1,
-            commit: last,
-        };
-        let mark = self.log.append(&self.entries, Some(hard_state));
-        let mark = mark.expect("there is room");
-        assert!(self.log.sync().covers(mark));
-        let keep = KEEP_BYTES / (self.shape.bytes as u64 + ENTRY_OVERHEAD_BYTES as u64);
-        // As a member does after a checkpoint: not after every round.
-        if last % (keep / 8).max(1) < self.shape.writers && last > keep {
-            self.log.trim(last - keep);
-        }
+        self.owner.round();
     }
 
     fn flushes(&self) -> u64 {
-        self.log.stats().flushes
+        self.owner.log.stats().flushes
     }
 }
 
