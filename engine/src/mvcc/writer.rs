@@ -280,8 +280,8 @@ impl Writer {
         self.store.dirty_bytes() as u64
     }
 
-    /// Begins to move what lies at the end of the file to free space before it, and has the
-    /// checkpoints to come cut off the end. It goes on with publications and checkpoints, faster
+    /// Begins to make sparse pages full, then to move what lies at the end of the file to free space
+    /// before it, and has the checkpoints to come cut off the end. It goes on with publications and checkpoints, faster
     /// with [`Writer::defragment_step`]. [`Writer::shrinking`] tells when nothing is left to do,
     /// [`Stats`](crate::Stats) how far it is. Readers and requests are not held up, and no state
     /// that they see changes.
@@ -290,9 +290,8 @@ impl Writer {
         let _ = self.store.request_shrink();
     }
 
-    /// Moves about `bytes` of what the last checkpoint noted at the end of the file; whether more of
-    /// it waits. What was moved counts with the next publication and checkpoint. Call it between
-    /// requests, with a small budget (128 KiB take some tens of microseconds).
+    /// Packs or moves about `bytes` of what the last checkpoint noted; whether more of it waits. What was
+    /// moved counts with the next publication and checkpoint. Call it between requests, with a small budget (128 KiB take some tens of microseconds, some hundreds to pack).
     pub fn defragment_step(&mut self, bytes: usize) -> Result<bool> {
         self.check_usable()?;
         self.store.move_tail(bytes)?;

@@ -647,16 +647,23 @@ impl Tree<'_> {
         let limit = page_limit(self.space.pages());
         let capacity = self.space.pages().geo.capacity();
         let level = node.page().level() - 1;
-        let mut cells = Cells::new(level == 0);
-        let mut body = 0;
+        let mut children = Vec::with_capacity(count);
+        let (mut body, mut bytes, mut entries) = (0, 0, 0);
         for i in left..left + count {
             let child = child_of(self.space.pages(), node, i)?;
-            body += Weight::of(child.page()).body;
+            let page = child.page();
+            body += Weight::of(page).body;
             if body > into * limit {
                 return Ok(false);
             }
+            bytes += page.used() + page.len() * page.prefix().len();
+            entries += page.len();
+            children.push(child);
+        }
+        let mut cells = Cells::with_room(level == 0, bytes, entries);
+        for (i, child) in (left..).zip(&children) {
             let first = cells.len();
-            cells.append(&child);
+            cells.append(child);
             if level > 0 && i > left {
                 // The key that stood between the two goes down with the child that had none.
                 let page = node.page();
@@ -681,7 +688,7 @@ impl Tree<'_> {
             .zip(ends)
             .map(|(from, to)| self.build(&cells, level, from, to))
             .collect();
-        drop(cells);
+        drop((cells, children));
         for i in left..left + count {
             let child = take_child(node, i);
             self.space.retire(&child);

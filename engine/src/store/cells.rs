@@ -34,6 +34,15 @@ impl Cells {
         }
     }
 
+    /// With room for what some pages hold, so that it does not move as they come.
+    pub fn with_room(leaf: bool, bytes: usize, cells: usize) -> Cells {
+        Cells {
+            bytes: Vec::with_capacity(bytes),
+            cells: Vec::with_capacity(cells),
+            leaf,
+        }
+    }
+
     pub fn of(node: &Node) -> Cells {
         let mut cells = Cells::new(node.page().is_leaf());
         cells.append(node);

@@ -568,7 +568,7 @@ fn tidy(shared: &Shared, wrote: u64) {
     let tail = defrag::note(shared, &map, &roots, asked, &mut budget);
     let more = !tail.is_empty() || lock(&shared.packing).is_under_way();
     tail.put(shared);
-    if asked && more && defrag::goes_on(shared, file) {
+    if asked && more && defrag::goes_on(shared, file, file - free) {
         shared.shrinks.store(SHRINKS, Ordering::Relaxed);
     }
 }

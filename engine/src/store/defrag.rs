@@ -117,37 +117,46 @@ pub(super) struct Budget {
 pub(super) struct Progress {
     /// The smallest that the file was, in units; 0 before the first walk.
     best: u64,
-    /// Walks since it last got smaller by something worth it, or packing went on.
+    /// Bytes moved when it was that, and by the last walk.
+    moved_at_best: u64,
+    moved: u64,
+    /// Walks in a row that brought nothing.
     idle: u32,
-    /// What packing had done by the last walk: walks of its own, and bytes that were moved for it.
-    packing: (u64, u64),
+    /// Walks of packing by the last walk.
+    packing: u64,
 }
 
-/// Walks without progress after which a shrink ends. What a walk notes shows some checkpoints later.
+/// Walks in a row without progress after which a shrink ends. What a walk notes shows some checkpoints later.
 const IDLE_MAX: u32 = 3 * SHRINKS as u32;
 
-/// Whether a shrink that was asked for brings something: the file has become smaller by 1/256 lately, or packing has
-/// gone on. Whatever is written meanwhile, there are only so many such steps, and packing makes a few passes, so it
-/// comes to an end.
-pub(super) fn goes_on(shared: &Shared, file: u64) -> bool {
+/// Whether a shrink that was asked for brings something: the file has become smaller by 1/256, packing gets on, or
+/// things are being moved and the file is not near the goal yet. It comes to an end whatever is written meanwhile:
+/// packing makes few passes, and when twice as much was moved as the store holds since the file last got smaller, it
+/// will not. Near the goal, puts that never stop always leave something behind it.
+pub(super) fn goes_on(shared: &Shared, file: u64, held: u64) -> bool {
     let moved = shared.counters.moved_bytes.load(Ordering::Relaxed);
+    let goal = shared.defrag_goal.load(Ordering::Relaxed);
     let packing = lock(&shared.packing);
-    let now = (
-        packing.steps(),
-        if packing.is_under_way() { moved } else { 0 },
-    );
+    let (steps, is_packing) = (packing.steps(), packing.is_under_way());
     drop(packing);
     let mut progress = lock(&shared.progress);
     let smaller = progress.best == 0 || file + file / 256 < progress.best;
+    let gets_on = steps != progress.packing || is_packing && moved != progress.moved;
     if smaller {
         progress.best = file;
     }
-    progress.idle = match smaller || now != progress.packing {
+    if smaller || gets_on {
+        progress.moved_at_best = moved;
+    }
+    let moves = moved != progress.moved && file > goal + goal / 32;
+    progress.idle = match smaller || gets_on || moves {
         true => 0,
         false => progress.idle + 1,
     };
-    progress.packing = now;
-    progress.idle < IDLE_MAX
+    progress.moved = moved;
+    progress.packing = steps;
+    let held = shared.pages.geo.offset(held);
+    progress.idle < IDLE_MAX && moved - progress.moved_at_best <= 2 * held
 }
 
 /// Notes what is to be packed and what is to be moved. When the file is to shrink packing goes first, since it decides
@@ -385,6 +394,9 @@ impl Walk<'_> {
     }
 }
 
+/// Putting pages together takes so many times the work of copying them.
+const PACKING_COSTS: usize = 4;
+
 /// Packs and moves noted pages, and moves keys, of up to `bytes`; how many bytes were written anew.
 pub(super) fn move_tail(space: &mut Space, roots: &mut [Root; 4], bytes: usize) -> Result<usize> {
     let mut moved = 0;
@@ -405,6 +417,7 @@ pub(super) fn move_tail(space: &mut Space, roots: &mut [Root; 4], bytes: usize) 
         };
         if let Some(packed) = tree.pack(root, sparse.level, &sparse.key, sparse.count)? {
             moved += packed.after * page_bytes;
+            looked_at += packed.before * page_bytes * PACKING_COSTS;
             let saved = (packed.before - packed.after) * page_bytes;
             let counter = &space.shared.counters.packed_bytes;
             counter.fetch_add(saved as u64, Ordering::Relaxed);

@@ -114,7 +114,7 @@ impl Store {
     }
 }
 
-/// What a publish moves at most, in bytes: some tens of microseconds of work.
+/// What a publish moves at most, in bytes: some tens of microseconds of work, some hundreds when pages are packed.
 pub(crate) const MOVED_PER_PUBLISH: usize = 128 << 10;
 
 /// The one writer of a store. Dropping it ends the checkpoint thread after the checkpoint that is running.
