@@ -95,11 +95,20 @@ impl Program {
 
 /// A program of `fetch-etcd.sh`, e.g. `etcdctl-3.5`; `None` when it was not fetched.
 pub fn etcd_tool(name: &str) -> Option<PathBuf> {
+    fetched(Path::new("bin").join(name))
+}
+
+/// The program of `tests/go/client`; `None` when `fetch-etcd.sh` could not build it.
+pub fn go_client() -> Option<PathBuf> {
+    fetched("clients/go")
+}
+
+fn fetched(path: impl AsRef<Path>) -> Option<PathBuf> {
     let dir = match std::env::var_os("QUORATE_ETCD_DIR") {
         Some(dir) => PathBuf::from(dir),
         None => target_dir().ok()?.parent()?.join("etcd"),
     };
-    let path = dir.join("bin").join(name);
+    let path = dir.join(path);
     path.is_file().then_some(path)
 }
 

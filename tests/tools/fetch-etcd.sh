@@ -4,7 +4,7 @@
 #   fetch-etcd.sh <dir>
 #
 # Afterwards <dir>/bin holds runnable etcd-3.5, etcdctl-3.5 and etcdctl-3.4, and, when the Go modules
-# can be had, etcd-3.6 and etcdctl-3.6. What is already there is kept. $ETCD_BIN and $ETCDCTL_BIN, when
+# can be had, etcd-3.6 and etcdctl-3.6, and <dir>/clients/go the program of tests/go/client. What is already there is kept. $ETCD_BIN and $ETCDCTL_BIN, when
 # set, are taken in place of a download.
 #
 # 3.5 comes from Debian's unstable suite, 3.4's etcdctl from the machine's own suite; both through apt
@@ -138,6 +138,14 @@ if [ "${QUORATE_GO:-1}" != 0 ] && command -v go >/dev/null; then
             say "$program 3.6 cannot be built here; comparing with 3.5 alone"
         }
     done
+    # Not kept: it changes with the tests.
+    mkdir -p "$dir/clients"
+    rm -f "$dir/clients/go"
+    (cd "$here/../go" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly CGO_ENABLED=0 \
+        go build -buildvcs=false -trimpath -o "$dir/clients/go" ./client) > "$dir/go-client.log" 2>&1 || {
+        tail -n 3 "$dir/go-client.log" >&2
+        say "etcd's Go client cannot be built here; its test is passed over"
+    }
 fi
 
 # --- What there is ----------------------------------------------------------------------------
