@@ -42,9 +42,9 @@ mod types;
 mod tests;
 
 pub use check::{CheckReport, FileReport};
-pub use mvcc::{Engine, EventRef, Published, Txn, View, Writer};
+pub use mvcc::{Engine, EventRef, LongHistory, LongRead, Published, Txn, View, Writer};
 pub use store::{FatalHook, IoBackend, Share, SpaceUse};
-pub use transfer::Version;
+pub use transfer::{Export, Version};
 pub use types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, EventKind, EventsEnd, HashKv,
     KeyRange, KeyValue, KvRef, KvVisitor, Options, RecordVisitor, Result, Revision, ScrubReport,

@@ -46,7 +46,7 @@ pub(crate) fn warm(view: &View, runs: &[TailRun]) {
     let history = reader.history();
     for run in runs {
         let seen = Seen {
-            compact: meta.compact_revision,
+            from: meta.compact_revision,
             sweep: meta.sweep,
         };
         // Nothing comes of an error here: whoever needs the bytes will report it.
@@ -64,7 +64,8 @@ pub(crate) fn warm(view: &View, runs: &[TailRun]) {
 
 /// What compaction has done to history.
 struct Seen {
-    compact: i64,
+    /// Events from here on may be read.
+    from: i64,
     /// Events before this have given up their runs.
     sweep: Revision,
 }
@@ -117,7 +118,9 @@ fn referrers<S: Source>(
             return Ok(None);
         }
     }
-    let readable = rev.main >= seen.compact;
+    // A state that was loaded has no events at the revision it was loaded at.
+    let readable = rev.main > seen.from
+        || rev.main == seen.from && history.oldest()?.is_some_and(|oldest| oldest <= rev);
     if readable && !found.refer(history, rev, Side::New)? {
         return Ok(None);
     }
@@ -213,7 +216,8 @@ impl Moves {
             return self.add_record(writer, &run);
         }
         let seen = Seen {
-            compact: writer.meta.compact_revision,
+            // Not the compact revision alone: a long reader may ask for new values from before it.
+            from: writer.history_floor(),
             sweep: writer.meta.sweep,
         };
         let open = writer.log.published();

@@ -1,7 +1,8 @@
 //! Whole contents in and out: what snapshots, restore and import are made of.
 //!
 //! Out, [`View::visit`] gives the keys of a revision in key order, and [`View::export`] all versions that can still be read
-//! in the order of their revisions, which is how etcd's bucket holds them. In, [`Writer::load`] builds the tree of keys from
+//! in the order of their revisions, which is how etcd's bucket holds them. What may take long, as when a client takes it
+//! over the network, does the same in slices with [`LongRead`](crate::LongRead) and [`LongHistory`]. In, [`Writer::load`] builds the tree of keys from
 //! sorted input, packed and written in large pieces, and [`Writer::replay`] puts the history behind it.
 //!
 //! Invariants:
@@ -14,10 +15,12 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::mvcc::reader::lease_key;
-use crate::mvcc::{Txn, View, Writer};
+use crate::events::chunk::EventView;
+use crate::mvcc::long::Slices;
+use crate::mvcc::reader::{Reader, Slice, lease_key};
+use crate::mvcc::{LongHistory, Txn, View, Writer};
 use crate::record::{Anchors, Live, ValueRef, encode_record};
-use crate::source::{LIVE, RunKind, TreeId};
+use crate::source::{LIVE, RunKind, Snapshot, Source, TreeId};
 use crate::types::{Error, EventKind, KeyValue, KvRef, Result, Revision};
 
 /// One version, as [`View::export`] hands it out.
@@ -35,95 +38,243 @@ impl View {
     /// Hands all versions to `f` in the order of their revisions: those that are live at the compact revision, and every
     /// change after it. The first part is put in order with about `memory_bytes`; with less than its keys take, the tree
     /// of keys is read several times.
-    pub fn export(
-        &self,
-        memory_bytes: usize,
-        f: &mut dyn FnMut(Version<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
-        let compact = self.compact_revision();
-        if compact > 0 && self.export_base(compact, memory_bytes, f)?.is_break() {
-            return Ok(());
+    pub fn export(&self, memory_bytes: usize, f: &mut VersionVisitor<'_>) -> Result<()> {
+        let mut export = Exporter::new(self, memory_bytes);
+        let mut broken = false;
+        while !broken
+            && export.step(&mut |version| {
+                let flow = f(version);
+                broken = flow.is_break();
+                flow
+            })?
+        {}
+        Ok(())
+    }
+}
+
+impl LongHistory {
+    /// As [`View::export`], of all that this reads, a slice at a time.
+    pub fn export(&self, memory_bytes: usize) -> Export<'_> {
+        Export(Exporter::new(self, memory_bytes))
+    }
+}
+
+/// An export under way. It holds no page between two calls.
+pub struct Export<'h>(Exporter<'h, LongHistory>);
+
+impl Export<'_> {
+    /// Does a bounded piece of the work and hands what it came to, perhaps nothing, to `f`, until that breaks. Whether there
+    /// is more. `f` must not wait for anybody: pages are pinned meanwhile.
+    pub fn step(&mut self, f: &mut VersionVisitor<'_>) -> Result<bool> {
+        self.0.step(f)
+    }
+}
+
+/// What an export calls.
+pub type VersionVisitor<'f> = dyn FnMut(Version<'_>) -> ControlFlow<()> + 'f;
+
+/// An export from anything that can be read in slices.
+pub(crate) struct Exporter<'s, S> {
+    from: &'s S,
+    memory_bytes: usize,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Looks for the versions at the compact revision that come next: those above `behind`, as many as memory holds.
+    Gather {
+        behind: Revision,
+        window: Window,
+        key: Vec<u8>,
+    },
+    /// Shows them; then goes back, if there are more.
+    Show {
+        window: BTreeMap<Revision, Bytes>,
+        more_behind: Option<Revision>,
+    },
+    /// Shows the changes from here on.
+    Changes(Revision),
+    End,
+}
+
+/// The keys of the lowest revisions, so many bytes of them.
+#[derive(Default)]
+struct Window {
+    keys: BTreeMap<Revision, Bytes>,
+    bytes: usize,
+    /// From here on keys were left out.
+    cut: Option<Revision>,
+}
+
+impl Window {
+    fn add(&mut self, revision: Revision, key: &[u8], bytes_max: usize) {
+        const BOOKS: usize = 96;
+        if self.cut.is_some_and(|cut| revision >= cut) {
+            return;
         }
-        let from = Revision {
-            main: compact.max(0) + 1,
-            sub: 0,
-        };
-        let reader = self.reader();
-        reader.history().scan(from, |event, _| {
-            let run;
-            let mut kv = KvRef {
-                key: event.key,
-                value: &[],
-                create_revision: 0,
-                mod_revision: event.rev.main,
-                version: 0,
-                lease: 0,
-            };
-            if let Some(live) = &event.new {
-                kv.value = match live.value {
-                    ValueRef::Inline(bytes) => bytes,
-                    ValueRef::Run(at) => {
-                        run = self.inner.snapshot.read_run(at)?;
-                        &run
-                    }
-                };
-                kv.create_revision = live.create;
-                kv.version = live.version;
-                kv.lease = live.lease;
+        self.bytes += key.len() + BOOKS;
+        self.keys.insert(revision, Bytes::copy_from_slice(key));
+        while self.bytes > bytes_max && self.keys.len() > 1 {
+            if let Some((last, key)) = self.keys.pop_last() {
+                self.bytes -= key.len() + BOOKS;
+                self.cut = Some(last);
             }
-            Ok(f(Version {
-                revision: event.rev,
-                kind: event.kind(),
-                kv,
-            }))
-        })
+        }
+    }
+}
+
+impl Stage {
+    fn gather(behind: Revision) -> Stage {
+        Stage::Gather {
+            behind,
+            window: Window::default(),
+            key: Vec::new(),
+        }
     }
 
-    /// Versions live at `at`, a window of revisions at a time.
-    fn export_base(
-        &self,
-        at: i64,
-        memory_bytes: usize,
-        f: &mut dyn FnMut(Version<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>> {
-        const BOOKS: usize = 96;
-        let reader = self.reader();
-        let mut behind = Revision::default();
-        loop {
-            let mut window: BTreeMap<Revision, Bytes> = BTreeMap::new();
-            let (mut held, mut cut) = (0, None);
-            reader.visit_versions(at, &mut |key, revision| {
-                if revision <= behind || cut.is_some_and(|cut| revision >= cut) {
-                    return;
-                }
-                held += key.len() + BOOKS;
-                window.insert(revision, Bytes::copy_from_slice(key));
-                while held > memory_bytes && window.len() > 1 {
-                    if let Some((last, key)) = window.pop_last() {
-                        held -= key.len() + BOOKS;
-                        cut = Some(last);
-                    }
-                }
-            })?;
-            for (revision, key) in window {
-                behind = revision;
-                let mut flow = ControlFlow::Continue(());
-                reader.read(&key, at, |kv| {
-                    flow = f(Version {
-                        revision,
-                        kind: EventKind::Put,
-                        kv,
-                    });
-                })?;
-                if flow.is_break() {
-                    return Ok(flow);
-                }
-            }
-            if cut.is_none() {
-                return Ok(ControlFlow::Continue(()));
-            }
+    fn changes(compact: i64) -> Stage {
+        Stage::Changes(Revision {
+            main: compact.max(0) + 1,
+            sub: 0,
+        })
+    }
+}
+
+impl<'s, S: Slices> Exporter<'s, S> {
+    pub(crate) fn new(from: &'s S, memory_bytes: usize) -> Exporter<'s, S> {
+        let compact = from.compact_revision();
+        Exporter {
+            from,
+            memory_bytes,
+            stage: match compact > 0 {
+                true => Stage::gather(Revision::default()),
+                false => Stage::changes(compact),
+            },
         }
     }
+
+    /// See [`Export::step`].
+    pub(crate) fn step(&mut self, f: &mut VersionVisitor<'_>) -> Result<bool> {
+        let (from, at) = (self.from, self.from.compact_revision());
+        self.stage = match std::mem::replace(&mut self.stage, Stage::End) {
+            Stage::Gather {
+                behind,
+                mut window,
+                key,
+            } => {
+                let next = from.slice(|reader| {
+                    reader.versions(&key, None, at, from.bounds(), &mut |key, rev, _| {
+                        if rev > behind {
+                            window.add(rev, key, self.memory_bytes);
+                        }
+                        Ok(ControlFlow::Continue(()))
+                    })
+                })?;
+                match next {
+                    Some(key) => Stage::Gather {
+                        behind,
+                        window,
+                        key,
+                    },
+                    None => Stage::Show {
+                        more_behind: window
+                            .cut
+                            .and_then(|_| window.keys.last_key_value())
+                            .map(|(last, _)| *last),
+                        window: window.keys,
+                    },
+                }
+            }
+            Stage::Show {
+                mut window,
+                more_behind,
+            } => {
+                from.slice(|reader| show(&reader, at, &mut window, from.bounds(), f))?;
+                match (window.is_empty(), more_behind) {
+                    (false, _) => Stage::Show {
+                        window,
+                        more_behind,
+                    },
+                    (true, Some(behind)) => Stage::gather(behind),
+                    (true, None) => Stage::changes(at),
+                }
+            }
+            Stage::Changes(place) => {
+                let upto = from.revision();
+                let next = from.slice(|reader| {
+                    reader.changes(place, upto, from.bounds(), &mut |event| {
+                        show_change(&reader, event, f)
+                    })
+                })?;
+                next.map_or(Stage::End, Stage::Changes)
+            }
+            Stage::End => Stage::End,
+        };
+        Ok(!matches!(self.stage, Stage::End))
+    }
+}
+
+/// Shows and removes the first few versions of a window.
+fn show(
+    reader: &Reader<'_, Snapshot>,
+    at: i64,
+    window: &mut BTreeMap<Revision, Bytes>,
+    bounds: Slice,
+    f: &mut VersionVisitor<'_>,
+) -> Result<()> {
+    let (mut entries, mut bytes) = (bounds.entries, bounds.bytes);
+    while entries > 0
+        && bytes > 0
+        && let Some((revision, key)) = window.pop_first()
+    {
+        let mut flow = ControlFlow::Continue(());
+        reader.read(&key, at, |kv| {
+            bytes = bytes.saturating_sub(kv.key.len() + kv.value.len());
+            flow = f(Version {
+                revision,
+                kind: EventKind::Put,
+                kv,
+            });
+        })?;
+        entries -= 1;
+        if flow.is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn show_change(
+    reader: &Reader<'_, Snapshot>,
+    event: &EventView<'_>,
+    f: &mut VersionVisitor<'_>,
+) -> Result<ControlFlow<()>> {
+    let run;
+    let mut kv = KvRef {
+        key: event.key,
+        value: &[],
+        create_revision: 0,
+        mod_revision: event.rev.main,
+        version: 0,
+        lease: 0,
+    };
+    if let Some(live) = &event.new {
+        kv.value = match live.value {
+            ValueRef::Inline(bytes) => bytes,
+            ValueRef::Run(at) => {
+                run = Source::read_run(reader.src, at)?;
+                &run
+            }
+        };
+        kv.create_revision = live.create;
+        kv.version = live.version;
+        kv.lease = live.lease;
+    }
+    Ok(f(Version {
+        revision: event.rev,
+        kind: event.kind(),
+        kv,
+    }))
 }
 
 impl Writer {

@@ -68,6 +68,16 @@ pub struct Revision {
     pub sub: i64,
 }
 
+impl Revision {
+    /// The least place after this one.
+    pub(crate) fn next(self) -> Revision {
+        Revision {
+            main: self.main,
+            sub: self.sub.saturating_add(1),
+        }
+    }
+}
+
 /// What an event did to its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventKind {
@@ -198,6 +208,9 @@ pub enum CompactProgress {
     Done,
     /// Call again.
     More,
+    /// A long reader needs the rest. Call again later: nothing tells when it ends, but after
+    /// [`Options::history_pin_max`] it is not waited for any more.
+    Held,
 }
 
 /// Why a compaction was refused; the state is unchanged.
@@ -308,6 +321,10 @@ pub struct Options {
     pub scrub_bytes_per_second: u64,
     /// How long the scrubber waits before each pass.
     pub scrub_pause: Duration,
+    /// How long physical compaction waits for a long reader ([`LongRead`](crate::LongRead),
+    /// [`LongHistory`](crate::LongHistory)), counted from when that was opened. Then the reader gets
+    /// [`Error::Compacted`].
+    pub history_pin_max: Duration,
     /// Gets a line for each damage that the scrubber finds, on its thread; it goes to standard error
     /// without this.
     pub on_damage: Option<FatalHook>,
@@ -333,6 +350,7 @@ impl Options {
             on_fatal: None,
             scrub_bytes_per_second: 4 << 20,
             scrub_pause: Duration::from_secs(3600),
+            history_pin_max: Duration::from_secs(30 * 60),
             on_damage: None,
         }
     }
@@ -373,6 +391,17 @@ pub struct Stats {
     pub checkpoint_total_micros: u64,
     /// Publications since the oldest view that is still held; 0 when that is the newest.
     pub oldest_pin_lag: u64,
+    /// How long ago the oldest view that is still held was replaced by a newer one; 0 when it is the
+    /// newest. Its pages cannot be used again.
+    pub oldest_pin_age: Duration,
+    /// Long readers.
+    pub history_pins: u64,
+    /// The lowest revision that a long reader needs; physical compaction stops there.
+    pub oldest_history_pin: Option<i64>,
+    /// How long the oldest long reader has been there; 0 when there is none.
+    pub oldest_history_pin_age: Duration,
+    /// Long readers that compaction did not wait for any longer.
+    pub history_pins_expired: u64,
     /// Pieces of background I/O that waited because of [`Engine::disk_wanted`](crate::Engine).
     pub gave_way: u64,
     /// Bytes moved towards the front of the file, or into fuller pages, since the engine was opened.

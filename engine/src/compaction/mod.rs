@@ -10,10 +10,14 @@
 //! below C taken apart: few events with large values fill no chunk, and what they own must not
 //! stay for that. Events at C itself are not touched, since a watch may start there.
 //!
+//! A long reader of an older revision holds this part back (`mvcc::long`): it then goes as far as that revision instead
+//! of C, and further when the reader ends.
+//!
 //! Invariants:
 //! 1. The sweep position says which events of the oldest chunk are taken apart already. It is
 //!    part of every checkpoint, so a crash neither skips an event nor frees a run twice.
-//! 2. No event at or above C is touched. Reads at or above C never follow an event below it.
+//! 2. No event at or above C, or the lowest revision that a long reader pins, is touched. Reads at or above a revision
+//!    never follow an event below it.
 //! 3. When `compact_done` equals C, no chunk has a last revision below C, no event below C owns a
 //!    run, and K holds no tombstone below C.
 
@@ -26,42 +30,48 @@ use crate::types::{Budget, CompactProgress, Result, Revision};
 
 pub(crate) fn step(writer: &mut Writer, budget: Budget) -> Result<CompactProgress> {
     let mut left = budget.events.max(1);
-    if writer.meta.compact_done == writer.meta.compact_revision {
-        return Ok(CompactProgress::Done);
+    let floor = writer.history_floor();
+    let end = match floor == writer.meta.compact_revision {
+        true => CompactProgress::Done,
+        false => CompactProgress::Held,
+    };
+    if writer.meta.compact_done >= floor {
+        return Ok(end);
     }
+    let keep_from = keep_from(writer, floor);
     // What is taken apart must be in chunks that are known to the index.
     if writer
         .log
         .first()
-        .is_some_and(|first| first.main < keep_from(writer))
+        .is_some_and(|first| first.main < keep_from)
     {
         writer.log.seal(&mut writer.store)?;
     }
     while let Some((first, entry)) = oldest(writer)? {
-        if first.main >= keep_from(writer) {
+        if first.main >= keep_from {
             break;
         }
-        if left == 0 || !take_apart(writer, &entry, &mut left)? {
+        if left == 0 || !take_apart(writer, &entry, keep_from, &mut left)? {
             return Ok(CompactProgress::More);
         }
-        if entry.last.main >= keep_from(writer) {
+        if entry.last.main >= keep_from {
             break;
         }
         writer.store.remove(TreeId::E, &index_key(first))?;
         writer.store.free_run(entry.run);
         writer.meta.sweep = Revision::default();
     }
-    writer.meta.compact_done = writer.meta.compact_revision;
-    Ok(CompactProgress::Done)
+    writer.meta.compact_done = floor;
+    Ok(end)
 }
 
 /// Events below this are taken apart, chunks that end below it dropped.
-fn keep_from(writer: &Writer) -> i64 {
+fn keep_from(_writer: &Writer, floor: i64) -> i64 {
     #[cfg(test)]
-    if writer.drops_too_much {
-        return writer.meta.compact_revision + 1;
+    if _writer.drops_too_much {
+        return floor + 1;
     }
-    writer.meta.compact_revision
+    floor
 }
 
 fn oldest(writer: &Writer) -> Result<Option<(Revision, ChunkEntry)>> {
@@ -75,7 +85,12 @@ fn oldest(writer: &Writer) -> Result<Option<(Revision, ChunkEntry)>> {
 
 /// Drops what the events of a chunk own, from the sweep position to the end or the first event to
 /// be kept. False: the budget ended first.
-fn take_apart(writer: &mut Writer, entry: &ChunkEntry, left: &mut usize) -> Result<bool> {
+fn take_apart(
+    writer: &mut Writer,
+    entry: &ChunkEntry,
+    keep_from: i64,
+    left: &mut usize,
+) -> Result<bool> {
     if entry.deletes == 0 && entry.prev_runs == 0 {
         *left -= 1;
         return Ok(true);
@@ -84,7 +99,7 @@ fn take_apart(writer: &mut Writer, entry: &ChunkEntry, left: &mut usize) -> Resu
     let chunk = ChunkView::sealed(&bytes)?;
     for i in chunk.lower_bound(writer.meta.sweep)..chunk.len() {
         let rev = chunk.rev(i);
-        let kept = rev.main >= keep_from(writer);
+        let kept = rev.main >= keep_from;
         if kept || *left == 0 {
             writer.meta.sweep = rev;
             return Ok(kept);

@@ -9,17 +9,16 @@
 //!
 //! The old ones come out of K in key order, so each is hashed alone, the list is sorted by
 //! revision and the checksums are joined; the events are read in order anyway. K is read once
-//! (in stores beyond some millions of keys once per window, so that memory stays bounded).
+//! (in stores beyond some millions of keys once per window, so that memory stays bounded), in slices, so that nothing is
+//! pinned for long when a [`LongHistory`](crate::LongHistory) is hashed.
 
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::events::scan::ChunkCache;
-use crate::mvcc::View;
-use crate::mvcc::reader::Reader;
-use crate::record::{Live, ValueRef, decode_record, put_varint};
-use crate::source::{Snapshot, Source, TreeId};
+use crate::mvcc::long::{Slices, each_version};
+use crate::record::{Live, ValueRef, put_varint};
+use crate::source::{Snapshot, Source};
 use crate::types::{Error, HashKv, Result, Revision};
 
 use super::combine::Combiner;
@@ -100,29 +99,33 @@ fn int_field(out: &mut Vec<u8>, number: u8, n: i64) {
     }
 }
 
-pub(crate) fn hash_kv(view: &View, rev: i64) -> Result<HashKv> {
-    let reader = view.reader();
-    let compact_revision = view.compact_revision();
-    if rev > view.revision() {
+pub(crate) fn hash_kv<S: Slices>(from: &S, rev: i64) -> Result<HashKv> {
+    hash_in(from, rev, PIECES_MAX)
+}
+
+/// With windows of so many pieces.
+pub(crate) fn hash_in<S: Slices>(from: &S, rev: i64, pieces_max: usize) -> Result<HashKv> {
+    let compact_revision = from.compact_revision();
+    if rev > from.revision() {
         return Err(Error::Future);
     }
     if rev > 0 && rev < compact_revision {
         return Err(Error::Compacted);
     }
-    let hash_revision = if rev == 0 { view.revision() } else { rev };
+    let hash_revision = if rev == 0 { from.revision() } else { rev };
     let mut crc = crc32c::crc32c(b"key");
     if hash_revision > 0 {
         let mut old = OldVersions {
-            reader: &reader,
+            from,
             compact: compact_revision,
-            pieces_max: PIECES_MAX,
+            pieces_max,
         };
         let (joined, any_live) = old.add(hash_revision, crc)?;
         crc = joined;
         if !any_live {
             crc = old.add(compact_revision, crc)?.0;
         }
-        crc = add_events(&reader, compact_revision, hash_revision, crc)?;
+        crc = add_events(from, compact_revision, hash_revision, crc)?;
     }
     Ok(HashKv {
         hash: crc,
@@ -132,13 +135,13 @@ pub(crate) fn hash_kv(view: &View, rev: i64) -> Result<HashKv> {
 }
 
 /// Feeds versions at or below the compact revision, in windows of bounded memory.
-struct OldVersions<'r> {
-    reader: &'r Reader<'r, Snapshot>,
+struct OldVersions<'r, S> {
+    from: &'r S,
     compact: i64,
     pieces_max: usize,
 }
 
-impl OldVersions<'_> {
+impl<S: Slices> OldVersions<'_, S> {
     /// Feeds the versions live at `at`; answers the checksum and whether any key is live then.
     fn add(&mut self, at: i64, mut crc: u32) -> Result<(u32, bool)> {
         let mut any_live = false;
@@ -163,34 +166,16 @@ impl OldVersions<'_> {
 
     /// One pass over K.
     fn collect(&self, at: i64, window: &mut Window) -> Result<bool> {
-        let reader = self.reader;
         let mut any_live = false;
         let mut scratch = Scratch::default();
-        let mut cache = ChunkCache::default();
-        let newest = at == reader.revision;
-        let mut cursor = Source::cursor(reader.src, TreeId::K, newest);
-        cursor.seek(&[])?;
-        while cursor.valid() {
-            let key = cursor.key();
-            let record = decode_record(cursor.flags(), cursor.value())?;
-            let older;
-            let found = if record.rev.main <= at {
-                record.live.map(|live| (record.rev, live))
-            } else {
-                older = reader
-                    .history()
-                    .version_at(key, record.rev, at, &mut cache)?;
-                older.as_ref().map(|old| (old.rev, old.live()))
-            };
-            if let Some((rev, live)) = found {
-                any_live = true;
-                if rev.main <= self.compact && window.takes(rev) {
-                    let (crc, len) = scratch.put(reader.src, rev, key, &live, 0)?;
-                    window.push(Piece { rev, crc, len });
-                }
+        each_version(self.from, at, &mut |src, key, rev, live| {
+            any_live = true;
+            if rev.main <= self.compact && window.takes(rev) {
+                let (crc, len) = scratch.put(src, rev, key, live, 0)?;
+                window.push(Piece { rev, crc, len });
             }
-            cursor.next()?;
-        }
+            Ok(())
+        })?;
         Ok(any_live)
     }
 }
@@ -243,22 +228,23 @@ impl Window {
 }
 
 /// Feeds the events in (`after`, `upto`].
-fn add_events(reader: &Reader<'_, Snapshot>, after: i64, upto: i64, mut crc: u32) -> Result<u32> {
+fn add_events<S: Slices>(from: &S, after: i64, upto: i64, mut crc: u32) -> Result<u32> {
     let mut scratch = Scratch::default();
-    let from = Revision {
+    let mut place = Some(Revision {
         main: after + 1,
         sub: 0,
-    };
-    reader.history().scan(from, |event, _| {
-        if event.rev.main > upto {
-            return Ok(ControlFlow::Break(()));
-        }
-        crc = match &event.new {
-            Some(live) => scratch.put(reader.src, event.rev, event.key, live, crc)?.0,
-            None => scratch.tombstone(event.rev, event.key, crc),
-        };
-        Ok(ControlFlow::Continue(()))
-    })?;
+    });
+    while let Some(next) = place {
+        place = from.slice(|reader| {
+            reader.changes(next, upto, from.bounds(), &mut |event| {
+                crc = match &event.new {
+                    Some(live) => scratch.put(reader.src, event.rev, event.key, live, crc)?.0,
+                    None => scratch.tombstone(event.rev, event.key, crc),
+                };
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+    }
     Ok(crc)
 }
 

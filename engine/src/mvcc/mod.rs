@@ -1,5 +1,7 @@
 //! Versions of keys: reading at any revision, changing in transactions, publishing whole states.
 
+pub(crate) mod history_pins;
+pub(crate) mod long;
 mod publish;
 pub(crate) mod reader;
 mod shards;
@@ -8,6 +10,7 @@ mod txn;
 mod view;
 mod writer;
 
+pub use long::{LongHistory, LongRead};
 pub use publish::Engine;
 pub use txn::Txn;
 pub use view::{EventRef, View};

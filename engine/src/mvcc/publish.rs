@@ -13,6 +13,8 @@ use crate::source::{self, Store};
 use crate::types::{Applied, Error, Options, Result, ScrubReport, Stats};
 
 use super::Meta;
+use super::history_pins::HistoryPins;
+use super::long::{LongHistory, LongRead};
 use super::shards::Shards;
 use super::view::{View, ViewInner};
 use super::writer::{Pending, Writer};
@@ -32,6 +34,7 @@ pub(crate) struct Shared {
     newest: Shards<View, SHARDS>,
     durable: Arc<Mutex<DurableApplied>>,
     scrub: Arc<scrub::Desk>,
+    pub(super) history: Arc<HistoryPins>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -54,6 +57,11 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Shared {
     pub(crate) fn set_view(&self, view: &View) {
         self.newest.set(view);
+    }
+
+    /// The newest state, as of the shard of this number: what is read from one never goes back.
+    pub(super) fn view(&self, shard: usize) -> View {
+        self.newest.get(shard)
     }
 }
 
@@ -88,6 +96,10 @@ impl Engine {
             newest: Shards::new(&view),
             durable: durable.clone(),
             scrub: scrubber.desk(),
+            history: Arc::new(HistoryPins::new(
+                meta.compact_revision,
+                options.history_pin_max,
+            )),
         });
         let reads_ahead = Arc::downgrade(&shared);
         store.on_durable(Box::new(move |_| {
@@ -128,6 +140,8 @@ impl Engine {
             scratch: Vec::new(),
             #[cfg(test)]
             drops_too_much: false,
+            #[cfg(test)]
+            deaf_to_pins: false,
         };
         Ok((Engine { shared }, writer))
     }
@@ -142,12 +156,29 @@ impl Engine {
         SHARD.with(|shard| self.shared.newest.get(*shard))
     }
 
+    /// A reader of revision `at` (`<= 0`: the newest) that may take long: it pins history, not pages.
+    pub fn long_read(&self, at: i64) -> Result<LongRead> {
+        SHARD.with(|shard| LongRead::open(&self.shared, *shard, at))
+    }
+
+    /// A reader of everything that can be read now, which may take long: it pins history, not pages.
+    /// [`Error::Compacted`] while a compaction is carried out that is not published yet.
+    pub fn long_history(&self) -> Result<LongHistory> {
+        SHARD.with(|shard| LongHistory::open(&self.shared, *shard))
+    }
+
+    /// Long readers that compaction did not wait for any longer, since the engine was opened.
+    pub fn history_pins_expired(&self) -> u64 {
+        self.shared.history.stats().expired
+    }
+
     /// Figures about file, cache and contents.
     pub fn stats(&self) -> Stats {
         let store = self.shared.store.stats();
         let view = self.view();
         let meta = &view.inner.meta;
         let history = view.reader().history();
+        let pins = self.shared.history.stats();
         Stats {
             file_bytes: store.file_bytes,
             in_use_bytes: store.in_use_bytes,
@@ -167,6 +198,11 @@ impl Engine {
             oldest_pin_lag: store
                 .oldest_pin
                 .map_or(0, |pin| store.newest_publish.saturating_sub(pin)),
+            oldest_pin_age: store.oldest_pin_age,
+            history_pins: pins.open,
+            oldest_history_pin: pins.oldest,
+            oldest_history_pin_age: pins.age,
+            history_pins_expired: pins.expired,
             gave_way: store.gave_way,
             moved_bytes: store.moved_bytes,
             packed_bytes: store.packed_bytes,

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
+use crate::events::chunk::EventView;
 use crate::events::log::OpenChunk;
 use crate::events::scan::{ChunkCache, History, OldVersion};
 use crate::record::{Live, OwnedValue, Record, ValueRef, decode_record};
@@ -22,6 +23,35 @@ pub(crate) struct Reader<'a, S> {
     /// Changes of revision + 1 are in the state too; only reads "at 0" see them.
     pub changing: bool,
 }
+
+/// How much one piece of long work looks at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slice {
+    /// Entries of a tree, or events.
+    pub entries: usize,
+    /// Bytes of keys and values shown; the one that passes it is the last.
+    pub bytes: usize,
+}
+
+impl Slice {
+    /// A millisecond, warm.
+    pub(crate) const LONG: Slice = Slice {
+        entries: 1024,
+        bytes: 1 << 20,
+    };
+
+    fn is_over(&self) -> bool {
+        self.entries == 0 || self.bytes == 0
+    }
+
+    fn take(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// What is shown of a version: key, place in history, the rest. A value in a run is not read.
+pub(crate) type VersionVisitor<'f> =
+    dyn FnMut(&[u8], Revision, &Live<'_>) -> Result<ControlFlow<()>> + 'f;
 
 /// Whether values kept in runs are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -151,22 +181,78 @@ impl<'a, S: Source> Reader<'a, S> {
         Ok(())
     }
 
-    /// Hands key and revision of every version that is live at `at` to `f`, in key order.
-    pub(crate) fn visit_versions(&self, at: i64, f: &mut dyn FnMut(&[u8], Revision)) -> Result<()> {
+    /// Hands the versions that are live at `at`, of keys in `[from, end)`, to `f` in key order, within bounds or until it
+    /// breaks. Where to go on; `None` when there is nothing more.
+    pub(crate) fn versions(
+        &self,
+        from: &[u8],
+        end: Option<&[u8]>,
+        at: i64,
+        mut left: Slice,
+        f: &mut VersionVisitor<'_>,
+    ) -> Result<Option<Vec<u8>>> {
         let at = self.resolve(at)?;
         let mut cursor = self.src.cursor(TreeId::K, at.is_none());
         let mut cache = ChunkCache::default();
-        cursor.seek(&[])?;
+        if let Some(end) = end {
+            cursor.until(end);
+        }
+        cursor.seek(from)?;
         while cursor.valid() {
+            let key = cursor.key();
+            if left.is_over() {
+                return Ok(Some(key.to_vec()));
+            }
+            left.entries -= 1;
             let record = decode_record(cursor.flags(), cursor.value())?;
-            match self.pick(cursor.key(), &record, at, &mut cache)? {
-                Picked::Nothing => {}
-                Picked::Newest(_) => f(cursor.key(), record.rev),
-                Picked::Older(old) => f(cursor.key(), old.rev),
+            let older;
+            let shown = match self.pick(key, &record, at, &mut cache)? {
+                Picked::Nothing => None,
+                Picked::Newest(live) => Some((record.rev, live)),
+                Picked::Older(old) => {
+                    older = old;
+                    Some((older.rev, older.live()))
+                }
+            };
+            if let Some((rev, live)) = shown {
+                left.take(key.len() + live.value_bytes());
+                if f(key, rev, &live)?.is_break() {
+                    return Ok(Some([key, &[0]].concat()));
+                }
             }
             cursor.next()?;
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Hands events from `from` on, up to main revision `upto`, to `f` in order, within bounds or until it breaks. Where
+    /// to go on; `None` when there is nothing more.
+    pub(crate) fn changes(
+        &self,
+        from: Revision,
+        upto: i64,
+        mut left: Slice,
+        f: &mut dyn FnMut(&EventView<'_>) -> Result<ControlFlow<()>>,
+    ) -> Result<Option<Revision>> {
+        let mut next = None;
+        self.history().scan(from, |event, _| {
+            if event.rev.main > upto {
+                return Ok(ControlFlow::Break(()));
+            }
+            if left.is_over() {
+                next = Some(event.rev);
+                return Ok(ControlFlow::Break(()));
+            }
+            left.entries -= 1;
+            let value = event.new.map_or(0, |live| live.value_bytes());
+            left.take(event.key.len() + value);
+            let flow = f(&event)?;
+            if flow.is_break() {
+                next = Some(event.rev.next());
+            }
+            Ok(flow)
+        })?;
+        Ok(next)
     }
 
     pub(crate) fn visit_rev(

@@ -20,7 +20,7 @@ pub(crate) const BLOB_BYTES_MAX: usize = 1024;
 pub(crate) struct Meta {
     pub revision: i64,
     pub compact_revision: i64,
-    /// Physical compaction has finished for this compact revision.
+    /// Physical compaction has finished up to this revision.
     pub compact_done: i64,
     pub applied: Applied,
     pub rolling: u64,

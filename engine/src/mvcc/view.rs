@@ -18,7 +18,8 @@ use super::Meta;
 use super::reader::{Reader, Values};
 
 /// One whole state. Reads never wait for the writer; a read that misses the page cache waits for
-/// the disk. A held view keeps the space of its pages from being reused, so let go of it.
+/// the disk. A held view keeps the space of its pages from being reused, so let go of it, and take a
+/// [`LongRead`](crate::LongRead) for what may last.
 #[derive(Clone)]
 pub struct View {
     pub(crate) inner: Arc<ViewInner>,
@@ -47,8 +48,8 @@ impl View {
         self.inner.meta.compact_revision
     }
 
-    /// The last compact revision whose dropped history is physically gone; equals
-    /// [`View::compact_revision`] when nothing is left to do.
+    /// History below this is physically gone; equals [`View::compact_revision`] when nothing is left
+    /// to do.
     pub fn compact_done(&self) -> i64 {
         self.inner.meta.compact_done
     }

@@ -19,6 +19,7 @@ use crate::types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, RecordVisitor, Result,
 };
 
+use super::long::LongHistory;
 use super::publish::Shared;
 use super::reader::{Reader, sys_key};
 use super::state::BLOB_BYTES_MAX;
@@ -59,6 +60,9 @@ pub struct Writer {
     /// Negative control: compaction takes the events at the compact revision too.
     #[cfg(test)]
     pub(crate) drops_too_much: bool,
+    /// Negative control: long readers are not waited for.
+    #[cfg(test)]
+    pub(crate) deaf_to_pins: bool,
 }
 
 /// Events gathered for the next publication, within a bound.
@@ -200,7 +204,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Does a slice of the physical part of compaction.
+    /// A reader of everything that can be read in the working state, which may take long: it pins history, not pages.
+    /// Its slices need the next publication; before it they may answer [`Error::Future`].
+    pub fn long_history(&self) -> Result<LongHistory> {
+        let (compact, revision) = (self.meta.compact_revision, self.meta.revision);
+        LongHistory::of_working_state(&self.shared, compact, revision).ok_or(Error::Compacted)
+    }
+
+    /// Events below this may be taken apart: the compact revision, or what a long reader needs.
+    pub(crate) fn history_floor(&self) -> i64 {
+        #[cfg(test)]
+        if self.deaf_to_pins {
+            return self.meta.compact_revision;
+        }
+        self.shared.history.floor(self.meta.compact_revision)
+    }
+
+    /// Does a slice of the physical part of compaction, as far as long readers let it.
     pub fn compact_step(&mut self, budget: Budget) -> Result<CompactProgress> {
         self.check_usable()?;
         crate::compaction::step(self, budget)

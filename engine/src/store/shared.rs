@@ -310,6 +310,7 @@ impl Shared {
             defragmenting: get(&self.shrinks) > 0,
             no_space: self.no_space.load(Ordering::Relaxed),
             oldest_pin: self.oldest_pin(),
+            oldest_pin_age: self.pins.oldest_age(),
             newest_publish: get(&self.counters.newest_publish),
         }
     }

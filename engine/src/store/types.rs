@@ -274,6 +274,8 @@ pub struct StoreStats {
     pub no_space: bool,
     /// Publish number of the oldest live snapshot.
     pub oldest_pin: Option<u64>,
+    /// How long ago it was replaced by a newer one.
+    pub oldest_pin_age: std::time::Duration,
     /// Publish number of the newest snapshot.
     pub newest_publish: u64,
 }

@@ -3,6 +3,7 @@
 mod append_buf;
 mod defrag;
 mod full;
+mod long;
 pub(crate) mod loopback;
 mod model;
 mod random;

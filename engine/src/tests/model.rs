@@ -135,6 +135,27 @@ impl Model {
             .collect()
     }
 
+    /// What an export shows: what a finished compaction leaves.
+    pub fn versions(&self) -> Vec<(EventKind, Revision, KeyValue)> {
+        let kept = self.changes.iter().filter(|c| {
+            let newest = self.newest(&c.key, self.compact_revision);
+            c.rev.main > self.compact_revision
+                || c.kv.is_some() && newest.is_some_and(|n| n.rev == c.rev)
+        });
+        kept.map(|c| match &c.kv {
+            Some(kv) => (EventKind::Put, c.rev, kv.clone()),
+            None => {
+                let kv = KeyValue {
+                    key: c.key.clone(),
+                    mod_revision: c.rev.main,
+                    ..KeyValue::default()
+                };
+                (EventKind::Delete, c.rev, kv)
+            }
+        })
+        .collect()
+    }
+
     /// HashKV as the specification words it: over the bucket that a finished compaction leaves.
     pub fn hash_kv(&self, rev: i64) -> u32 {
         let compact = self.compact_revision;

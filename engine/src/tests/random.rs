@@ -3,7 +3,8 @@
 //!
 //! `QUORATE_SEEDS` sets how many histories are tried (default 16), `QUORATE_SEED` picks one.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,8 +15,12 @@ use rand::{Rng, SeedableRng};
 use simdisk::Disk;
 
 use super::model::Model;
-use crate::mvcc::{Engine, View, Writer};
+use crate::mvcc::long::Slices;
+use crate::mvcc::reader::{Reader, Slice};
+use crate::mvcc::{Engine, LongHistory, LongRead, View, Writer};
+use crate::source::Snapshot;
 use crate::store::{FatalHook, IoBackend};
+use crate::transfer::Exporter;
 use crate::types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, KeyRange, KeyValue, Options,
 };
@@ -37,6 +42,13 @@ struct Run {
     keys: u32,
     /// Views held for a while, which must not change.
     held: Vec<(View, Model)>,
+    /// Readers that pin history, on their way through a range.
+    long: Vec<Long>,
+    /// A reader of all history is on its way, a slice between steps.
+    beside: bool,
+    /// Slices read, and compactions that waited for them.
+    slices: u32,
+    waited: u32,
     reopens: u32,
     /// The simulated disk, when crashes are wanted.
     disk: Option<Disk>,
@@ -87,6 +99,10 @@ impl Run {
             skipping: false,
             keys: [24, 24, 24, 60][seed as usize % 4],
             held: Vec::new(),
+            long: Vec::new(),
+            beside: false,
+            slices: 0,
+            waited: 0,
             reopens: 0,
             disk,
             _dir: dir,
@@ -211,9 +227,92 @@ impl Run {
             .writer()
             .compact_step(Budget { events })
             .expect("steps");
-        if done == CompactProgress::Done {
-            assert_eq!(self.writer().compact_done(), self.model.compact_revision);
+        let reached = self.writer().compact_done();
+        match done {
+            CompactProgress::Done => assert_eq!(reached, self.model.compact_revision),
+            CompactProgress::More => {}
+            CompactProgress::Held => {
+                self.waited += 1;
+                let stats = self.engine().stats();
+                assert_eq!(stats.oldest_history_pin, Some(reached));
+                assert!(stats.history_pins > 0 && reached < self.model.compact_revision);
+            }
         }
+    }
+
+    /// Opens a reader of a range at some revision.
+    fn read_long(&mut self) {
+        self.publish();
+        let (at, range) = (self.readable().expect("some"), self.range());
+        let read = self.engine().long_read(at).expect("can be read");
+        assert_eq!(read.revision(), at);
+        let expected = self.model.range(&range, at).into();
+        self.long.push(Long {
+            read,
+            rest: Some(range),
+            expected,
+        });
+    }
+
+    /// One slice of one of them.
+    fn read_on(&mut self) {
+        let i = self.rng.gen_range(0..self.long.len());
+        let bounds = Slice {
+            entries: self.rng.gen_range(1..6),
+            bytes: self.rng.gen_range(1..5000),
+        };
+        let most = self.rng.gen_range(1..6);
+        let long = &mut self.long[i];
+        let Some(range) = long.rest.take() else {
+            assert!(long.expected.is_empty(), "left out: {:?}", long.expected);
+            self.long.swap_remove(i);
+            return;
+        };
+        let mut shown = 0;
+        let rest = long.read.visit_in(&range, bounds, &mut |kv| {
+            assert_eq!(Some(kv.to_owned()), long.expected.pop_front());
+            shown += 1;
+            match shown == most {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+        long.rest = rest.expect("reads");
+        self.slices += 1;
+    }
+
+    /// Hashes and exports a state in slices while it becomes history.
+    fn read_history(&mut self) {
+        let early = self.rng.gen_bool(0.5);
+        let of_writer = early.then(|| self.writer().long_history().expect("pins"));
+        self.publish();
+        let history = of_writer.unwrap_or_else(|| self.engine().long_history().expect("published"));
+        let model = self.model.clone();
+        assert_eq!(history.revision(), model.revision);
+        assert_eq!(history.compact_revision(), model.compact_revision);
+        let at = self.readable().expect("some");
+        let memory = self.rng.gen_range(200..3000);
+        self.beside = true;
+        let beside = Beside {
+            history,
+            run: RefCell::new(self),
+        };
+        let hash = crate::hash::kv::hash_in(&beside, at, 5).expect("hashes");
+        assert_eq!(hash.hash, model.hash_kv(at), "at {at}");
+        let mut export = Exporter::new(&beside, memory);
+        let mut versions = Vec::new();
+        while export
+            .step(&mut |v| {
+                versions.push((v.kind, v.revision, v.kv.to_owned()));
+                match versions.len() % 7 {
+                    0 => ControlFlow::Break(()),
+                    _ => ControlFlow::Continue(()),
+                }
+            })
+            .expect("exports")
+        {}
+        assert!(versions == model.versions());
+        self.beside = false;
     }
 
     fn publish(&mut self) {
@@ -267,6 +366,8 @@ impl Run {
     /// Closes without a checkpoint, or crashes, usually within one.
     fn reopen(&mut self) {
         self.held.clear();
+        // Their pins end with the process.
+        self.long.clear();
         if let Some(disk) = self.disk.clone()
             && self.rng.gen_bool(0.8)
         {
@@ -311,12 +412,16 @@ impl Run {
 
     fn step_unchecked(&mut self) {
         match self.rng.gen_range(0..100) {
-            0..=69 => self.request(),
+            0..=55 => self.request(),
+            56..=58 if self.long.len() < 3 => self.read_long(),
+            59..=68 if !self.long.is_empty() => self.read_on(),
+            69 if !self.beside && self.rng.gen_bool(0.3) => self.read_history(),
+            56..=69 => self.request(),
             70..=79 => self.publish(),
             80..=81 => self.compact(),
             82..=91 => self.compact_step(),
             92..=95 => self.checkpoint(),
-            96 => self.reopen(),
+            96 if !self.beside => self.reopen(),
             97 => self.writer().shrink(),
             98 => {
                 let bytes = self.rng.gen_range(1..20_000);
@@ -336,6 +441,45 @@ impl Run {
         let view = self.engine().view();
         compare(&view, &self.model, Some(&mut self.rng));
         self.engine().check(&view).expect("sound");
+    }
+}
+
+/// A range that is read in slices, and what is to come of it.
+struct Long {
+    read: LongRead,
+    rest: Option<KeyRange>,
+    expected: VecDeque<KeyValue>,
+}
+
+/// Random steps between the slices of a reader of all history.
+struct Beside<'r> {
+    history: LongHistory,
+    run: RefCell<&'r mut Run>,
+}
+
+impl Slices for Beside<'_> {
+    fn revision(&self) -> i64 {
+        self.history.revision()
+    }
+    fn compact_revision(&self) -> i64 {
+        self.history.compact_revision()
+    }
+    fn bounds(&self) -> Slice {
+        Slice {
+            entries: 9,
+            bytes: 4000,
+        }
+    }
+    fn slice<R>(
+        &self,
+        f: impl FnOnce(Reader<'_, Snapshot>) -> crate::types::Result<R>,
+    ) -> crate::types::Result<R> {
+        let run = &mut *self.run.borrow_mut();
+        run.slices += 1;
+        for _ in 0..run.rng.gen_range(0..3) {
+            run.step();
+        }
+        self.history.slice(f)
     }
 }
 
@@ -477,6 +621,12 @@ fn run(seed: u64, prepare: impl FnOnce(&mut Run)) -> Run {
         }
         run.compare_newest();
     }
+    // Nobody reads any longer: what waited goes.
+    run.long.clear();
+    run.writer().defragment_step(1 << 20).expect("moves");
+    while run.writer().compact_step(Budget::default()).expect("steps") == CompactProgress::More {}
+    assert_eq!(run.writer().compact_done(), run.model.compact_revision);
+    run.compare_newest();
     run
 }
 
@@ -509,14 +659,20 @@ fn random_histories_equal_the_model() {
         None => 0..env("QUORATE_SEEDS").unwrap_or(16),
     };
     let (mut compacted, mut reopened) = (0, 0);
+    let (mut slices, mut waited) = (0, 0);
     let all = seeds.end - seeds.start;
     for seed in seeds {
         let end = catch_unwind(AssertUnwindSafe(|| run(seed, |_| {})))
             .unwrap_or_else(|_| panic!("set QUORATE_SEED={seed} to see it again"));
         compacted += u32::from(end.model.compact_revision > 1);
         reopened += end.reopens;
+        slices += end.slices;
+        waited += end.waited;
     }
+    println!("{slices} slices of long readers, compaction waited {waited} times");
     if all >= 16 {
+        assert!(slices > 1000, "{slices} slices");
+        assert!(waited > 100, "compaction waited {waited} times only");
         assert!(
             compacted > 12,
             "the histories must compact, {compacted} did"
@@ -538,6 +694,23 @@ fn dropping_the_events_at_the_compact_revision_is_noticed() {
                     run.step();
                 }
                 run.compare_newest();
+            }
+        }))
+        .is_err()
+    };
+    assert!((0..8).any(noticed));
+}
+
+/// Negative control: the comparison must notice when compaction takes what a long reader needs.
+#[test]
+fn compaction_that_does_not_wait_for_long_readers_is_noticed() {
+    let noticed = |seed| {
+        catch_unwind(AssertUnwindSafe(|| {
+            let mut run = Run::new(seed);
+            run.options.chunk_bytes = 200;
+            for _ in 0..12 * 60 {
+                run.writer().deaf_to_pins = true;
+                run.step();
             }
         }))
         .is_err()

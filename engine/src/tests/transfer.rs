@@ -240,3 +240,33 @@ fn a_loaded_tree_is_packed() {
     let used = engine.stats().in_use_bytes;
     assert!(used < needed * 100 / 90, "{used} for {needed}");
 }
+
+/// A state as it was loaded has no events, also none at the revision of its newest keys. Their values move all the same.
+#[test]
+fn values_of_a_loaded_state_can_be_moved() {
+    let (engine, mut writer, _dir) = open(1024);
+    for key in [b"1", b"2"] {
+        writer.sys_put(3, key, &[7; 1 << 20]).expect("puts");
+    }
+    checkpoint(&engine, &mut writer, 1);
+    let keys = (0..300).map(|i| Ok(kv(&format!("{i:05}"), if i < 150 { 2 } else { 10 })));
+    writer.load(10, keys).expect("loads");
+    checkpoint(&engine, &mut writer, 2);
+    let expected = engine.view().hash_kv(0).expect("hashes");
+    // Room in front.
+    for key in [b"1", b"2"] {
+        assert!(writer.sys_delete(3, key).expect("deletes"));
+    }
+    checkpoint(&engine, &mut writer, 3);
+    writer.shrink();
+    for index in 4..20 {
+        checkpoint(&engine, &mut writer, index);
+        while writer.defragment_step(64 << 10).expect("moves") {}
+    }
+    let view = checkpoint(&engine, &mut writer, 20);
+    let stats = engine.stats();
+    assert!(stats.moved_bytes > 150 * 5000, "{stats:?}");
+    assert_eq!(view.hash_kv(0).expect("hashes"), expected);
+    engine.check(&view).expect("sound");
+    engine.check_file().expect("sound");
+}

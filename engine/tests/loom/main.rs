@@ -1,5 +1,5 @@
 //! Every interleaving of the engine's hand-overs, by loom: publication of views against readers and reclamation, the
-//! page cache, the published length of a chunk.
+//! page cache, the published length of a chunk, long readers against compaction.
 //!
 //! The modules themselves are compiled here once more, with loom's locks, cells and reference counts in the place of
 //! the standard library's; no compiler flag is needed. Each model has a negative control: the same modules with one
@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 mod events;
+mod history;
 #[path = "../../src/mvcc/shards.rs"]
 mod shards;
 mod store;
