@@ -149,6 +149,16 @@ fn a_huge_delete_is_one_revision() {
     assert_eq!((report.keys, report.tombstones), (2, 0));
 }
 
+/// Memory that the process has, in bytes.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a status");
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|l| l.trim().strip_suffix(" kB"));
+    kib.and_then(|n| n.parse::<u64>().ok())
+        .expect("VmRSS in kB")
+        * 1024
+}
+
 /// One request deletes a million keys (`QUORATE_DELETE_KEYS` sets another number) while others read: each of them sees
 /// all keys or none and none of them waits for its end; what is gathered in memory is no more than the history it makes.
 #[test]
@@ -216,15 +226,23 @@ fn a_delete_of_everything_holds_up_no_reader() {
             })
             .collect();
         deleting.store(true, Ordering::Release);
+        let resident = resident_bytes();
         let mut txn = writer.txn();
         let (deleted, prevs) = txn.delete_range(&all, false).expect("deletes");
         assert_eq!((deleted, prevs.len()), (n, 0));
         txn.finish();
+        let resident = resident_bytes().saturating_sub(resident);
         // Not published yet: nobody may have seen it, and it weighs what its history and its tombstones weigh.
         let dirty = writer.dirty_bytes();
         assert!(
             dirty < n * 200 + (16 << 20),
             "{dirty} bytes for {n} deletes"
+        );
+        // Nor does the process, beyond what the page cache, the readers and the tests beside this one take.
+        println!("{n} deletes: {dirty} bytes changed, {resident} more resident");
+        assert!(
+            resident < dirty + (96 << 20),
+            "{resident} bytes more resident for {dirty} bytes changed"
         );
         let published = writer.publish(at(n + 2), b"");
         assert!(published.overflow && published.events.is_empty());
