@@ -16,6 +16,8 @@ use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 
+/// A log whose next batch would have this number or a higher one is refused.
+const BATCH_SEQ_END: u64 = 1 << 61;
 /// How much is read at once.
 const WINDOW_BYTES: usize = 1 << 20;
 
@@ -202,6 +204,7 @@ pub(crate) fn recover(context: &Context<'_>, seqs: &[u64]) -> Result<Recovery, O
     let cursor = scan.walk(start, &mut window)?;
     let recovery = scan.judge(cursor, &mut window, seqs, contiguous)?;
     check_reaches_down(context, &recovery)?;
+    check_numbers_left(context, &recovery)?;
     Ok(recovery)
 }
 
@@ -299,6 +302,27 @@ fn check_reaches_down(context: &Context<'_>, recovery: &Recovery) -> Result<(), 
             "the store has applied up to {} but the log starts at {first}: an older segment is \
              missing, or the store is older than the log",
             committed.index
+        ),
+        can_accept: false,
+    })))
+}
+
+/// The numbers of batches to come must stay in the range that a segment's header can hold. No history is
+/// that long: such a number was forged, or is a defect.
+fn check_numbers_left(context: &Context<'_>, recovery: &Recovery) -> Result<(), OpenError> {
+    if recovery.next_batch_seq < BATCH_SEQ_END {
+        return Ok(());
+    }
+    Err(OpenError::Refused(Box::new(Refusal {
+        row: None,
+        path: context.dir.path(&log_name(recovery.end.seq)),
+        offset: recovery.end.offset,
+        first_lost: recovery.state.last_index + 1,
+        last_lost: None,
+        detail: format!(
+            "the checksums are good but the next batch would have number {}; this is a defect, please \
+             report it",
+            recovery.next_batch_seq
         ),
         can_accept: false,
     })))
