@@ -33,6 +33,7 @@ mod record;
 mod relocate;
 mod scrub;
 mod source;
+pub mod stall;
 pub(crate) mod store;
 mod sync;
 mod transfer;
@@ -46,7 +47,7 @@ pub use mvcc::{Engine, EventRef, LongHistory, LongRead, Published, Txn, View, Wr
 pub use store::{FatalHook, IoBackend, Share, SpaceUse};
 pub use transfer::{Export, Version};
 pub use types::{
-    Applied, Budget, CompactError, CompactProgress, Error, Event, EventKind, EventsEnd, HashKv,
-    KeyRange, KeyValue, KvRef, KvVisitor, Options, RecordVisitor, Result, Revision, ScrubReport,
-    Stats,
+    Applied, Budget, CompactError, CompactProgress, DIRTY_PERCENT_MAX, Error, Event, EventKind,
+    EventsEnd, HashKv, KeyRange, KeyValue, KvRef, KvVisitor, Options, RecordVisitor, Result,
+    Revision, ScrubReport, Stats,
 };

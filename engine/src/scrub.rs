@@ -154,6 +154,7 @@ pub(crate) fn read_all(store: &Store) -> ScrubReport {
 }
 
 fn serve(desk: &Desk, store: &Store, rate: u64, pause: Duration, hook: Option<&FatalHook>) {
+    crate::stall::background_thread();
     let mut place = ScrubPlace::default();
     let mut known = BTreeSet::new();
     let mut wait = pause;

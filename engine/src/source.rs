@@ -78,6 +78,7 @@ pub(crate) fn store_options(options: &Options) -> StoreOptions {
     store.extend_bytes = options.extend_bytes;
     store.reserve_bytes = options.reserve_bytes;
     store.fragmentation_max = options.fragmentation_max;
+    store.dirty_bytes_limit = options.dirty_bytes_limit();
     store.background = options.background;
     store.identity = options.identity;
     store.create = options.create;

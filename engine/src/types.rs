@@ -330,7 +330,16 @@ pub struct Options {
     pub on_damage: Option<FatalHook>,
 }
 
+/// Changed bytes, in percent of those at which a checkpoint is due, that whoever applies should not go beyond: see
+/// [`Writer::keep_pace`](crate::Writer::keep_pace).
+pub const DIRTY_PERCENT_MAX: u64 = 187;
+
 impl Options {
+    /// [`DIRTY_PERCENT_MAX`] of `dirty_bytes_max`.
+    pub fn dirty_bytes_limit(&self) -> u64 {
+        self.dirty_bytes_max.saturating_mul(DIRTY_PERCENT_MAX) / 100
+    }
+
     /// The defaults for a directory.
     pub fn new(dir: impl Into<PathBuf>) -> Options {
         Options {
@@ -402,7 +411,7 @@ pub struct Stats {
     pub oldest_history_pin_age: Duration,
     /// Long readers that compaction did not wait for any longer.
     pub history_pins_expired: u64,
-    /// Pieces of background I/O that waited because of [`Engine::disk_wanted`](crate::Engine).
+    /// Pieces of background I/O that let a write of the log go first: [`Engine::log_write`](crate::Engine::log_write).
     pub gave_way: u64,
     /// Bytes moved towards the front of the file, or into fuller pages, since the engine was opened.
     pub moved_bytes: u64,

@@ -353,7 +353,7 @@ pub(crate) fn open_sized(
 }
 
 /// Changed bytes at which a checkpoint begins.
-pub const DIRTY_BYTES_MAX: u64 = 48 << 20;
+pub const DIRTY_BYTES_MAX: u64 = 32 << 20;
 
 /// Space the tree file keeps ready. Half of it is there whenever the disk is not reported full, and what
 /// is changed in memory never exceeds that half (the node waits for the checkpoint first): so a

@@ -240,10 +240,11 @@ impl Engine {
         lock(&self.shared.durable).previous
     }
 
-    /// Says that somebody waits for the disk, as for a write of the log, or does no more. Checkpoints,
-    /// defragmentation and the scrubber then hold their next piece back, two milliseconds at most.
-    pub fn disk_wanted(&self, wanted: bool) {
-        self.shared.store.disk_wanted(wanted);
+    /// Runs a durable write of the log. Checkpoints, defragmentation and the scrubber hold their next piece of I/O
+    /// back meanwhile, two milliseconds at most. As long as such writes come, checkpoints hand the disk little at a
+    /// time, and pause in between, unless they must end soon.
+    pub fn log_write<R>(&self, write: impl FnOnce() -> R) -> R {
+        self.shared.store.log_write(write)
     }
 
     /// Reads and verifies, at once and at full speed, all that the newest durable checkpoint reaches, and goes on behind

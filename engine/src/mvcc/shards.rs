@@ -8,6 +8,7 @@
 //! 2. What is read from one shard never goes back.
 //! 3. The value that is replaced is dropped outside of the lock: its drop may take long.
 
+use crate::stall;
 use crate::sync::{Mutex, MutexGuard};
 
 /// Each on cache lines of its own, so that readers on different threads do not contend.
@@ -20,10 +21,7 @@ pub(crate) struct Shards<T, const N: usize> {
 
 fn lock<T>(shard: &Shard<T>) -> MutexGuard<'_, T> {
     // Every critical section is a plain assignment or clone: poisoned data is whole.
-    shard
-        .0
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    stall::lock(&shard.0, stall::Cause::ViewLock)
 }
 
 impl<T: Clone, const N: usize> Shards<T, N> {

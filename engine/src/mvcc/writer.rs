@@ -295,6 +295,14 @@ impl Writer {
         self.dirty_bytes() >= self.dirty_bytes_max && !self.store.checkpoint_running()
     }
 
+    /// Waits, for `longest` at most, while changed bytes are further on their way to
+    /// [`Options::dirty_bytes_limit`](crate::Options::dirty_bytes_limit) than the checkpoint being written is on its way
+    /// to its end. Called after every batch, it slows the owner down little by little instead of stopping it when memory
+    /// is full. Never waits while no checkpoint is being written.
+    pub fn keep_pace(&self, longest: std::time::Duration) {
+        self.store.keep_pace(longest);
+    }
+
     /// Bytes changed in memory since the last checkpoint.
     pub fn dirty_bytes(&self) -> u64 {
         self.store.dirty_bytes() as u64

@@ -21,6 +21,7 @@ use super::error::Result;
 use super::lock;
 use super::node::NodeRef;
 use super::page::Addr;
+use super::stall;
 use super::sync::{Arc, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 /// What the cache holds.
@@ -177,7 +178,8 @@ impl Cache {
 
     fn shard(&self, addr: Addr) -> MutexGuard<'_, Shard> {
         let mixed = (addr.unit ^ addr.unit >> 7).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        lock(&self.shards[mixed as usize & (self.shards.len() - 1)])
+        let shard = &self.shards[mixed as usize & (self.shards.len() - 1)];
+        stall::lock(shard, stall::Cause::CacheLock)
     }
 
     /// The frame at `addr`; `load` brings it when it is not here.
@@ -203,7 +205,7 @@ impl Cache {
         };
         match flight {
             Ok(flight) => self.lead(addr, flight, load),
-            Err(flight) => self.follow(&flight),
+            Err(flight) => stall::waiting(stall::Cause::PageReadByOther, || self.follow(&flight)),
         }
     }
 
@@ -233,7 +235,7 @@ impl Cache {
             flight,
             result: None,
         };
-        let result = load();
+        let result = stall::waiting(stall::Cause::PageRead, load);
         landing.result = Some(result.clone());
         drop(landing);
         result

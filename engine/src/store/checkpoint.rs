@@ -30,10 +30,12 @@ use super::lock;
 use super::map::Map;
 use super::meta::{META_BYTES, Meta, RootAt, slot_offset};
 use super::node::{NewNode, NodeRef};
+use super::pace::Pacer;
 use super::page::{Addr, seal};
 use super::shared::{DurableState, JobDone, Shared};
 use super::snapshot::Snapshot;
 use super::space::Frozen;
+use super::stall;
 use super::types::TreeId;
 
 /// A state to be written.
@@ -60,6 +62,7 @@ fn stop(what: &str, error: &io::Error) -> Stop {
 
 /// Serves the checkpoint thread until the writer is gone.
 pub(super) fn serve(shared: &Shared) {
+    stall::background_thread();
     loop {
         let mut jobs = lock(&shared.jobs);
         while jobs.next.is_none() && jobs.buried.is_empty() && !jobs.closing {
@@ -141,6 +144,7 @@ pub(super) fn run(shared: &Shared, job: Job) {
     drop(output);
     drop(job);
     lock(&shared.jobs).done = Some(done);
+    shared.pace.end();
     if succeeded {
         // The state's own pin is gone now; what only it held back may be free.
         shared.reclaim();
@@ -192,6 +196,7 @@ struct Output<'a> {
     /// Units of the map that this checkpoint replaces.
     map_dropped: Vec<Extent>,
     bytes: u64,
+    pacer: Pacer,
 }
 
 impl<'a> Output<'a> {
@@ -207,6 +212,7 @@ impl<'a> Output<'a> {
             pages: Vec::new(),
             map_dropped: Vec::new(),
             bytes: 0,
+            pacer: Pacer::default(),
         }
     }
 
@@ -242,13 +248,9 @@ impl<'a> Output<'a> {
             self.write_meta(&meta, slot)?;
         }
         self.flush()?;
-        let file = &self.shared.pages.file;
-        file.sync()
-            .map_err(|error| Stop::Fatal(format!("syncing pages failed: {error}")))?;
+        self.sync("syncing pages")?;
         self.write_meta(&meta, slot)?;
-        let file = &self.shared.pages.file;
-        file.sync()
-            .map_err(|error| Stop::Fatal(format!("syncing the meta page failed: {error}")))?;
+        self.sync("syncing the meta page")?;
         self.bytes += META_BYTES as u64;
         Ok(DurableState {
             checkpoint: self.number,
@@ -260,6 +262,12 @@ impl<'a> Output<'a> {
             failed: 0,
             announced: 0,
         })
+    }
+
+    fn sync(&mut self, what: &str) -> Result<(), Stop> {
+        let (pace, file) = (&self.shared.pace, &self.shared.pages.file);
+        let synced = self.pacer.piece(pace, 0, || file.sync());
+        synced.map_err(|error| Stop::Fatal(format!("{what} failed: {error}")))
     }
 
     fn write_meta(&self, meta: &Meta, slot: usize) -> Result<(), Stop> {
@@ -428,13 +436,12 @@ impl<'a> Output<'a> {
             .iter()
             .map(|(at, range)| (*at, &self.arena[range.clone()]))
             .collect();
-        let bytes = write(self.shared, &writes)?;
-        self.bytes += bytes;
+        self.bytes += write_paced(self.shared, &mut self.pacer, &writes)?;
         Ok(())
     }
 
     fn write_pieces(&mut self, writes: &[(u64, &[u8])]) -> Result<(), Stop> {
-        self.bytes += write(self.shared, writes)?;
+        self.bytes += write_paced(self.shared, &mut self.pacer, writes)?;
         Ok(())
     }
 
@@ -482,19 +489,39 @@ impl<'a> Output<'a> {
     }
 }
 
-/// Writes pieces to units that were taken; how many bytes.
+/// Writes pieces to units that were taken, at once; how many bytes.
 pub(super) fn write(shared: &Shared, writes: &[(u64, &[u8])]) -> Result<u64, Stop> {
     if writes.is_empty() {
         return Ok(0);
     }
     make_room(shared)?;
-    shared.give_way();
-    shared
-        .pages
-        .file
-        .write_many(writes)
-        .map_err(|error| stop("writing pages", &error))?;
+    let written = shared.pages.file.write_many(writes);
+    written.map_err(|error| stop("writing pages", &error))?;
     Ok(writes.iter().map(|(_, bytes)| bytes.len() as u64).sum())
+}
+
+/// As [`write`], as much at a time as the pace allows.
+fn write_paced(shared: &Shared, pacer: &mut Pacer, writes: &[(u64, &[u8])]) -> Result<u64, Stop> {
+    let mut written = 0;
+    let mut rest = writes.iter().copied();
+    let mut next = rest.next();
+    while next.is_some() {
+        let most = pacer.bytes(&shared.pace);
+        let (mut portion, mut bytes) = (Vec::new(), 0);
+        while let Some((at, piece)) = next
+            && bytes < most
+        {
+            let (now, later) = piece.split_at(piece.len().min(most - bytes));
+            portion.push((at, now));
+            bytes += now.len();
+            next = match later.is_empty() {
+                true => rest.next(),
+                false => Some((at + now.len() as u64, later)),
+            };
+        }
+        written += pacer.piece(&shared.pace, bytes as u64, || write(shared, &portion))?;
+    }
+    Ok(written)
 }
 
 /// Makes the file long enough for all units taken so far, and a reserve longer than that if the disk has room. Out of

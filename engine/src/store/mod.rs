@@ -44,6 +44,7 @@ mod map;
 mod meta;
 mod node;
 mod open;
+mod pace;
 mod pack;
 mod page;
 mod pages;
@@ -62,7 +63,7 @@ mod tests;
 mod types;
 mod yielding;
 
-use crate::sync;
+use crate::{stall, sync};
 
 pub use cursor::Cursor;
 pub use defrag::TailRun;
@@ -77,8 +78,6 @@ pub use types::{
 
 /// Takes a lock. A panic elsewhere while it was held changes nothing here: the data behind every lock of the store is
 /// whole at every point where code that holds it can panic.
-fn lock<T: ?Sized>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+fn lock<L: stall::Lock + ?Sized>(lock: &L) -> std::sync::MutexGuard<'_, L::Value> {
+    lock.take()
 }

@@ -420,6 +420,7 @@ fn build(
         reserve_bytes: options.reserve_bytes,
         fragmentation_max: options.fragmentation_max,
         background: options.background,
+        dirty_bytes_limit: options.dirty_bytes_limit,
         on_fatal: options.on_fatal,
     });
     let mut report = format!(

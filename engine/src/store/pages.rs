@@ -13,6 +13,7 @@ use super::io::{AlignedBuf, BufPool, PageFile};
 use super::node::{NewNode, NodeRef};
 use super::page::{Addr, Geometry, LongKeys, Page};
 use super::runs::{self, MemRun, RUN_BYTES_MAX, RUN_HEADER};
+use super::stall;
 use super::types::RunRef;
 
 /// Reads asked of the backend at once.
@@ -98,7 +99,10 @@ impl Pages {
                 .zip(&mut bufs)
                 .map(|(claim, buf)| (self.geo.offset(claim.addr().unit), &mut buf[..]))
                 .collect();
-            let read = self.file.read_many(&mut reads);
+            let read = match reads.is_empty() {
+                true => continue,
+                false => stall::waiting(stall::Cause::PageRead, || self.file.read_many(&mut reads)),
+            };
             drop(reads);
             for (claim, buf) in claimed.into_iter().zip(bufs) {
                 let addr = claim.addr();
@@ -299,27 +303,18 @@ impl Pages {
     }
 
     pub fn mem_run(&self, unit: u64) -> Option<Arc<MemRun>> {
-        let runs = self
-            .mem_runs
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let runs = stall::read(&self.mem_runs, stall::Cause::RunsLock);
         runs.get(&unit).cloned()
     }
 
     pub fn add_mem_run(&self, run: MemRun) {
-        let mut runs = self
-            .mem_runs
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut runs = stall::write(&self.mem_runs, stall::Cause::RunsLock);
         runs.insert(run.run.unit, Arc::new(run));
     }
 
     /// Forgets runs whose space is free or which are durable now.
     pub fn forget_mem_runs(&self, units: impl Iterator<Item = u64>) {
-        let mut runs = self
-            .mem_runs
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut runs = stall::write(&self.mem_runs, stall::Cause::RunsLock);
         if runs.is_empty() {
             return;
         }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::stall;
 use super::sync::{Mutex, MutexGuard};
 
 #[derive(Default)]
@@ -22,9 +23,7 @@ struct Held {
 
 impl Pins {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Held>> {
-        self.0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        stall::lock(&self.0, stall::Cause::PinsLock)
     }
 
     pub fn pin(&self, publish: u64) {

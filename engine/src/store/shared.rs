@@ -15,9 +15,11 @@ use super::lock;
 use super::map::Map;
 use super::meta::RootAt;
 use super::node::NodeRef;
+use super::pace::Pace;
 use super::pack::Packing;
 use super::pages::Pages;
 use super::pins::Pins;
+use super::stall::{Cause, Watched};
 use super::types::{Durable, FatalHook, StoreStats};
 use super::yielding::Yielding;
 
@@ -68,36 +70,33 @@ pub(super) struct Counters {
     pub bytes: AtomicU64,
     pub last_micros: AtomicU64,
     pub total_micros: AtomicU64,
-    pub dirty_bytes: AtomicU64,
     pub newest_publish: AtomicU64,
     /// Bytes moved towards the front, or into fuller pages.
     pub moved_bytes: AtomicU64,
     /// Bytes of pages that packing made superfluous.
     pub packed_bytes: AtomicU64,
-    /// Times that background work waited for somebody else's use of the disk.
-    pub gave_way: AtomicU64,
 }
 
 pub(super) struct Shared {
     pub pages: Pages,
-    pub durable: Mutex<DurableState>,
+    pub durable: Watched<DurableState>,
     /// Told whenever a checkpoint ends.
     pub durable_moved: Condvar,
-    pub alloc: Mutex<Alloc>,
+    pub alloc: Watched<Alloc>,
     /// Live snapshots by publish number.
     pins: Pins,
-    pub jobs: Mutex<Jobs>,
+    pub jobs: Watched<Jobs>,
     pub jobs_moved: Condvar,
     pub callbacks: Mutex<Vec<Callback>>,
     pub counters: Counters,
     pub no_space: AtomicBool,
-    /// Somebody waits for the disk: background work gives way.
-    pub wanted: AtomicBool,
+    /// How fast background I/O goes.
+    pub pace: Pace,
     pub file_len: AtomicU64,
     /// Checkpoints to come that cut the free end off.
     pub shrinks: AtomicU64,
     /// What lies at the end of the file and the writer is to move.
-    pub tail: Mutex<Tail>,
+    pub tail: Watched<Tail>,
     /// The record layer moves the runs of values and chunks.
     pub moves_runs: AtomicBool,
     /// Unit at which the file would end if all were moved.
@@ -138,6 +137,8 @@ pub(super) struct Setup {
     pub reserve_bytes: u64,
     pub fragmentation_max: u64,
     pub background: bool,
+    /// See [`super::StoreOptions::dirty_bytes_limit`].
+    pub dirty_bytes_limit: u64,
     pub on_fatal: Option<FatalHook>,
 }
 
@@ -145,19 +146,19 @@ impl Shared {
     pub fn new(setup: Setup) -> Shared {
         Shared {
             pages: setup.pages,
-            durable: Mutex::new(setup.durable),
+            durable: Watched::new(Cause::DurableLock, setup.durable),
             durable_moved: Condvar::new(),
-            alloc: Mutex::new(setup.alloc),
+            alloc: Watched::new(Cause::AllocLock, setup.alloc),
             pins: Pins::default(),
-            jobs: Mutex::default(),
+            jobs: Watched::new(Cause::JobsLock, Jobs::default()),
             jobs_moved: Condvar::new(),
             callbacks: Mutex::default(),
             counters: Counters::default(),
             no_space: AtomicBool::new(false),
-            wanted: AtomicBool::new(false),
+            pace: Pace::new(setup.background, setup.dirty_bytes_limit),
             file_len: AtomicU64::new(setup.file_len),
             shrinks: AtomicU64::new(0),
-            tail: Mutex::default(),
+            tail: Watched::new(Cause::TailLock, Tail::default()),
             moves_runs: AtomicBool::new(false),
             defrag_goal: AtomicU64::new(0),
             yielding: Yielding::default(),
@@ -206,22 +207,9 @@ impl Shared {
             .forget_mem_runs(freed.iter().map(|extent| extent.unit));
     }
 
-    /// Called before each piece of background I/O: waits while somebody else wants the disk, but not for long, so that
-    /// the work goes on whatever happens.
+    /// Called before each piece of background I/O that is not a checkpoint's: lets the log go first.
     pub fn give_way(&self) {
-        const PAUSE: std::time::Duration = std::time::Duration::from_micros(50);
-        const PAUSES_MAX: u32 = 40;
-        let wanted = || self.background && self.wanted.load(Ordering::Relaxed);
-        if !wanted() {
-            return;
-        }
-        self.counters.gave_way.fetch_add(1, Ordering::Relaxed);
-        for _ in 0..PAUSES_MAX {
-            std::thread::sleep(PAUSE);
-            if !wanted() {
-                break;
-            }
-        }
+        self.pace.give_way();
     }
 
     // --- ends ----------------------------------------------------------------------------------------------------
@@ -293,7 +281,7 @@ impl Shared {
             free_bytes: (high_water - taken) * unit,
             pending_bytes: pending * unit,
             allocated_bytes: get(&self.file_len),
-            dirty_bytes: get(&self.counters.dirty_bytes),
+            dirty_bytes: self.pace.dirty(),
             cache_bytes: cache.bytes,
             cache_hits: cache.hits,
             cache_misses: cache.misses,
@@ -303,7 +291,7 @@ impl Shared {
             checkpoint_bytes: get(&self.counters.bytes),
             checkpoint_last_micros: get(&self.counters.last_micros),
             checkpoint_total_micros: get(&self.counters.total_micros),
-            gave_way: get(&self.counters.gave_way),
+            gave_way: get(&self.pace.gave_way),
             moved_bytes: get(&self.counters.moved_bytes),
             packed_bytes: get(&self.counters.packed_bytes),
             defrag_goal_bytes: get(&self.defrag_goal) * unit,

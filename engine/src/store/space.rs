@@ -44,6 +44,8 @@ pub(super) struct Frozen {
     /// Units that were written already.
     pub added: Vec<Extent>,
     pub runs: Vec<Arc<MemRun>>,
+    /// Bytes to be written, about.
+    pub bytes: u64,
 }
 
 pub(super) struct Space {
@@ -323,9 +325,12 @@ impl Space {
             runs.push(run.expect("a run stays in memory until a checkpoint has written it"));
             true
         });
+        let units: u64 = runs.iter().map(|run| u64::from(run.run.units)).sum();
         Frozen {
             dropped,
             added,
+            bytes: (self.frozen_pages * pages.geo.page_bytes) as u64
+                + units * pages.geo.unit_bytes as u64,
             runs,
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -60,6 +61,7 @@ impl Store {
 
     /// Waits until checkpoint `number` or a later one is durable and its callbacks have returned. An error when it failed or never will be.
     pub fn wait_durable(&self, number: u64) -> Result<()> {
+        let _hurry = self.shared.pace.hurry();
         let mut durable = lock(&self.shared.durable);
         loop {
             if let Some(outcome) = self.outcome_of(&durable, number) {
@@ -97,10 +99,14 @@ impl Store {
         lock(&self.shared.tail).runs()
     }
 
-    /// Whether somebody waits for the disk; background work then holds its next piece back for a moment.
-    pub fn disk_wanted(&self, wanted: bool) {
-        self.shared.wanted.store(wanted, Ordering::Relaxed);
-        self.shared.yielding.log(wanted);
+    /// Runs a durable write of the log; background work holds its next piece of I/O back meanwhile, for a moment.
+    pub fn log_write<R>(&self, write: impl FnOnce() -> R) -> R {
+        let held_up_since = self.shared.pace.log_begins();
+        self.shared.yielding.log(true);
+        let result = write();
+        self.shared.yielding.log(false);
+        self.shared.pace.log_ends(held_up_since);
+        result
     }
 
     /// Figures of this moment.
@@ -288,8 +294,7 @@ impl StoreWriter {
             .counters
             .newest_publish
             .store(publish, Ordering::Relaxed);
-        let dirty = self.space.dirty_bytes() as u64;
-        shared.counters.dirty_bytes.store(dirty, Ordering::Relaxed);
+        shared.pace.set_dirty(self.space.dirty_bytes() as u64);
         self.last = Snapshot::new(self.last.store().clone(), self.roots.clone(), publish);
         self.last.clone()
     }
@@ -318,6 +323,7 @@ impl StoreWriter {
         };
         self.in_flight = true;
         let shared = self.shared();
+        shared.pace.begin(job.frozen.bytes);
         if shared.background {
             lock(&shared.jobs).next = Some(job);
             shared.jobs_moved.notify_all();
@@ -335,6 +341,17 @@ impl StoreWriter {
     /// Bytes in memory that no checkpoint has written.
     pub fn dirty_bytes(&self) -> usize {
         self.space.dirty_bytes()
+    }
+
+    /// Waits, for `longest` at most, while what is changed in memory is further on its way to the limit than the checkpoint being
+    /// written is on its way to its end. Called after every batch, it slows the owner down instead of stopping it when
+    /// memory is full.
+    pub fn keep_pace(&self, longest: Duration) {
+        if self.in_flight {
+            self.shared()
+                .pace
+                .keep(self.space.dirty_bytes() as u64, longest);
+        }
     }
 
     /// Begins to make the file as small as its contents allow: checkpoints note which pages are sparse, then what lies
@@ -419,6 +436,8 @@ impl Drop for StoreWriter {
     fn drop(&mut self) {
         lock(&self.shared().jobs).closing = true;
         self.shared().jobs_moved.notify_all();
+        let shared = self.space.shared.clone();
+        let _hurry = shared.pace.hurry();
         if let Some(thread) = self.thread.take() {
             // A panic there was reported and ended in `fatal` already.
             let _ = thread.join();

@@ -142,6 +142,8 @@ pub struct StoreOptions {
     pub fragmentation_max: u64,
     /// False: `checkpoint` writes before it returns, without a thread (simulation).
     pub background: bool,
+    /// Changed bytes that the owner does not go beyond, as long as it can help it: see `StoreWriter::keep_pace`.
+    pub dirty_bytes_limit: u64,
     /// Identity of a new file; random when none is given.
     pub identity: Option<[u8; 16]>,
     /// Checkpoint numbers passed over at opening. None: a random number of up to 20 bits, or none with an identity given.
@@ -174,6 +176,7 @@ impl StoreOptions {
             reserve_bytes: 64 << 20,
             fragmentation_max: 20,
             background: true,
+            dirty_bytes_limit: 128 << 20,
             identity: None,
             skip_numbers: None,
             create: true,

@@ -1,6 +1,6 @@
 //! The store around its cache and its pins, as much of it as they see.
 
-use crate::sync;
+use crate::{stall, sync};
 
 #[path = "../../src/store/cache.rs"]
 pub mod cache;

@@ -9,7 +9,7 @@
 //! 1. A name that is registered has exactly the type, labels and buckets of etcd's (`table.txt`, checked
 //!    by a test).
 //! 2. Series without labels exist from the start; series with labels appear with their first use, except
-//!    the gRPC ones, which exist for every method from the start.
+//!    the gRPC ones and the stalls, which exist for every method and cause from the start.
 //! 3. The number of series is bounded: no label value comes from a client without a cap.
 //!
 //! Absent on purpose: the Go runtime's (`go_*`, `etcd_server_go_version`), the v2 store's
@@ -17,6 +17,7 @@
 
 mod grpc;
 mod process;
+mod stalls;
 #[cfg(test)]
 mod tests;
 
@@ -323,6 +324,8 @@ impl Metrics {
             registry: Registry::new(),
             specs: Vec::new(),
         };
+        // Nobody feeds it: it reads the engine's figures.
+        builder.add("histogram", &stalls::buckets(), stalls::Stalls::new());
         let metrics = Metrics {
             process: process::Process::new(&mut builder),
             exposition: Exposition::new(&mut builder),

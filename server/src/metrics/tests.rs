@@ -211,3 +211,26 @@ fn refreshes_run_before_each_scrape() {
     metrics.render();
     assert_eq!(samples(&metrics)["etcd_debugging_mvcc_keys_total"], 2.0);
 }
+
+/// A wait that the engine has seen stands in the buckets of its cause.
+#[test]
+fn stalls_are_shown_by_cause() {
+    let metrics = metrics();
+    let took = std::time::Duration::from_millis(4);
+    let series = |what: &str| format!("quorate_stall_seconds_{what}");
+    let before = samples(&metrics);
+    engine::stall::record(engine::stall::Cause::ChangesFull, took);
+    let after = samples(&metrics);
+    let grown = |name: String| after[&name] - before[&name];
+    assert!(grown(series("count{cause=\"changes_full\"}")) >= 1.0);
+    assert!(grown(series("sum{cause=\"changes_full\"}")) >= 0.004);
+    assert!(grown(series("bucket{cause=\"changes_full\",le=\"0.005\"}")) >= 1.0);
+    for cause in engine::stall::Cause::ALL {
+        let name = series(&format!("bucket{{cause=\"{}\",le=\"+Inf\"}}", cause.name()));
+        let count = series(&format!("count{{cause=\"{}\"}}", cause.name()));
+        assert!(
+            after.contains_key(&name) && after.contains_key(&count),
+            "{name}"
+        );
+    }
+}

@@ -12,7 +12,9 @@
 //!    [`DEFRAGMENT_FAILURES_MAX`] that found no room. No other call makes it longer. At most
 //!    [`DEFRAGMENTS_MAX`] wait; the others are refused with `TOO_MANY_REQUESTS`.
 
-use super::run::{CHECKPOINT_INTERVAL, DIRTY_PERCENT_MAX, Fatal, NodeLoop, Waiter, answer, fatal};
+use super::run::{
+    CHECKPOINT_INTERVAL, DIRTY_PERCENT_MAX, Fatal, NodeLoop, SLOWED_MAX, Waiter, answer, fatal,
+};
 use crate::status::errors;
 use bytes::Bytes;
 use prost::Message;
@@ -130,12 +132,20 @@ impl NodeLoop {
     }
 
     /// Memory and the room a checkpoint needs are bounded by waiting here, with the mailbox as the queue
-    /// that then fills. Where waiting does not help, because no checkpoint finds room, proposals are
+    /// that then fills: a little, as soon as changes are ahead of the checkpoint, and for all of it at the limit. Where waiting does not help, because no checkpoint finds room, proposals are
     /// refused until one does.
     pub(super) fn bound_dirty(&mut self) -> Result<(), Fatal> {
         let mut stuck = false;
+        if self.applier.writer().checkpoint_due() {
+            self.start_checkpoint()?;
+        }
+        self.applier.writer().keep_pace(SLOWED_MAX);
         if self.is_too_dirty() {
-            self.join_checkpoint()?;
+            let begun = Instant::now();
+            if self.work.background.checkpoint.is_some() {
+                self.join_checkpoint()?;
+                engine::stall::record(engine::stall::Cause::ChangesFull, begun.elapsed());
+            }
             self.start_checkpoint()?;
             stuck = self.work.background.checkpoint.is_none() && self.is_too_dirty();
         }
@@ -254,7 +264,8 @@ impl NodeLoop {
     /// Frees log segments when the disk has no room for new ones: with two checkpoints made, nothing
     /// before the last entry applied is needed any more. Waits for the disk; nothing else can go on.
     pub(super) fn reclaim_log(&mut self) -> Result<(), Fatal> {
-        self.work.background.next_space = Instant::now();
+        let begun = Instant::now();
+        self.work.background.next_space = begun;
         for _ in 0..2 {
             self.join_checkpoint()?;
             self.publish_again()?;
@@ -264,6 +275,7 @@ impl NodeLoop {
         self.trim_to(self.handle.engine.previous_durable_applied().index);
         // The log's background hands the segments back in its own time.
         std::thread::sleep(RECLAIM_PAUSE);
+        engine::stall::record(engine::stall::Cause::LogSpace, begun.elapsed());
         Ok(())
     }
 

@@ -12,7 +12,8 @@
 //!    index of the checkpoint before the newest durable one.
 //! 4. Bytes changed in memory stay below [`DIRTY_PERCENT_MAX`] of the checkpoint threshold plus what
 //!    one entry changes, also while a log is replayed and while history is compacted: what would go
-//!    beyond waits for a checkpoint.
+//!    beyond waits for a checkpoint. Long before, batches are slowed down in proportion to how far they are
+//!    ahead of the checkpoint, so that full memory is met rarely.
 //! 5. However the loop ends, by a panic too, whoever waits for it is told, and nobody can begin to wait.
 //! 6. Everything that waits here is bounded: see [`HELD_BYTES_MAX`] and [`COMPACTED_WAITERS_MAX`], and
 //!    `background` for its own.
@@ -47,7 +48,9 @@ const IDLE: Duration = Duration::from_millis(50);
 /// How often calls that wait too long are looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
 /// Dirty bytes, in percent of the checkpoint threshold, beyond which proposals wait for the checkpoint.
-pub const DIRTY_PERCENT_MAX: u64 = 125;
+pub use engine::DIRTY_PERCENT_MAX;
+/// How long a batch waits at most because changes are ahead of the checkpoint being written. Ticks wait with it.
+pub(super) const SLOWED_MAX: Duration = Duration::from_millis(20);
 /// Bytes of proposals that wait for a leader at most; beyond, the newest are refused with
 /// `TOO_MANY_REQUESTS`. A proposal whose call has ended is forgotten.
 pub const HELD_BYTES_MAX: usize = MAILBOX_BYTES_MAX;
@@ -457,9 +460,7 @@ impl NodeLoop {
         }
         let appended = appended.map_err(|e| fatal(format!("the log takes no more: {e}")))?;
         // Checkpoints and what else writes or reads in the background let the log go first.
-        self.handle.engine.disk_wanted(true);
-        let durable = self.log.sync();
-        self.handle.engine.disk_wanted(false);
+        let durable = self.handle.engine.log_write(|| self.log.sync());
         if !durable.covers(appended) {
             return Err(fatal("the log could not make an append durable"));
         }
@@ -502,7 +503,9 @@ impl NodeLoop {
                     }
                 }
             }
-            if entry.index == last || self.is_too_dirty() {
+            // A long batch is divided so that a checkpoint begins in time.
+            let full = self.is_too_dirty() || self.applier.writer().checkpoint_due();
+            if entry.index == last || full {
                 self.replica
                     .applied(entry.index, std::mem::take(&mut verdicts));
                 self.publish(entry.index, entry.term)?;

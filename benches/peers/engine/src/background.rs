@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use engine::stall::{self, Stalls};
 use engine::{CompactProgress, Share};
 use engine_peers::measure::{Times, cpu_micros, mib, short, table, waits, written_bytes};
 use engine_peers::{CACHE_BYTES, Pair, Peer, Quorate, Redb, VALUE_BYTES, key, load, value};
@@ -131,51 +132,62 @@ fn phase_of(
     phase
 }
 
-/// Puts and gets, alone and beside everything that runs in the background.
-pub fn mixed(setup: &Setup) {
-    let dir = setup.dir();
-    let mut ours = Quorate::open(dir.path(), CACHE_BYTES);
-    load(&mut ours, setup.keys, VALUE_BYTES);
-    let n = setup.keys;
-    let puts = 10_000;
-    let quiet = phase(&mut ours, n, 1, |_, done| done >= puts, |_| ());
-    let again = phase(&mut ours, n, 2, |_, done| done >= puts, |_| ());
-    let checkpoints = phase(
-        &mut ours,
+/// What runs beside a phase of [`mixed`].
+#[derive(Clone, Copy, PartialEq)]
+enum Beside {
+    Nothing,
+    Checkpoints,
+    Everything,
+}
+
+impl Beside {
+    fn name(self) -> &'static str {
+        match self {
+            Beside::Nothing => "quiet",
+            Beside::Checkpoints => "checkpoints without a break",
+            Beside::Everything => "these, compaction and defragmentation",
+        }
+    }
+}
+
+/// A phase of [`mixed`], with what the engine saw of waits meanwhile.
+struct Seen {
+    beside: Beside,
+    phase: Phase,
+    stalls: Vec<Stalls>,
+    checkpoints: u64,
+    compactions: u64,
+    /// Puts during which a defragmentation was under way.
+    defragmenting: u64,
+}
+
+fn seen(ours: &mut Quorate, n: u64, seed: u64, puts: u64, beside: Beside) -> Seen {
+    let before = stall::take_longest();
+    let checkpoints = ours.engine.stats().checkpoints;
+    let (mut compacted, mut compacting) = (ours.writer.revision(), false);
+    let (mut compactions, mut defragmenting) = (0, 0);
+    let phase = phase(
+        ours,
         n,
-        3,
+        seed,
         |_, done| done >= puts,
         |ours| {
+            if beside == Beside::Nothing {
+                return;
+            }
             // One after the other, many times what a running member does.
             ours.checkpoint();
-        },
-    );
-    // Every second key goes, so that there is something to defragment.
-    for part in 0..n / 1000 {
-        let keys: Vec<_> = (part * 1000..(part + 1) * 1000)
-            .step_by(2)
-            .map(key)
-            .collect();
-        ours.delete(&keys);
-        ours.publish();
-    }
-    ours.compact_all();
-    ours.checkpoint_and_wait();
-    ours.start_defragmentation();
-    let mut compacted = ours.writer.revision();
-    let mut compacting = false;
-    let mut shrinking = 0u64;
-    let all = phase(
-        &mut ours,
-        n,
-        4,
-        |_, done| done >= puts,
-        |ours| {
-            ours.checkpoint();
-            shrinking += u64::from(ours.defragmenting());
+            if beside == Beside::Checkpoints {
+                return;
+            }
+            match ours.defragmenting() {
+                true => defragmenting += 1,
+                false => ours.start_defragmentation(),
+            }
             let revision = ours.writer.revision();
             if revision > compacted + 4000 {
                 compacted = revision;
+                compactions += 1;
                 ours.writer.compact(revision - 1000).expect("compacts");
                 compacting = true;
             }
@@ -184,16 +196,105 @@ pub fn mixed(setup: &Setup) {
             }
         },
     );
-    let mut rows = quiet.rows("quiet");
-    rows.extend(again.rows("quiet again (control)"));
-    rows.extend(checkpoints.rows("checkpoints without a break"));
-    rows.extend(all.rows("these, compaction and defragmentation"));
+    let mut stalls = stall::take_longest();
+    for (now, before) in stalls.iter_mut().zip(before) {
+        now.total -= before.total;
+        let buckets = now.buckets.iter_mut().zip(before.buckets);
+        buckets.for_each(|(now, before)| *now -= before);
+    }
+    Seen {
+        beside,
+        phase,
+        stalls,
+        checkpoints: ours.engine.stats().checkpoints - checkpoints,
+        compactions,
+        defragmenting,
+    }
+}
+
+/// Puts and gets, alone and beside everything that runs in the background. Phases of both kinds alternate, so that each of
+/// the one stands between two of the other: what the machine does by itself shows in both.
+pub fn mixed(setup: &Setup) {
+    let dir = setup.dir();
+    let mut ours = Quorate::open(dir.path(), CACHE_BYTES);
+    load(&mut ours, setup.keys, VALUE_BYTES);
+    let n = setup.keys;
+    let puts = crate::number("QUORATE_PUTS", 50_000);
+    let mut phases = Vec::new();
+    for round in 0..setup.rounds.clamp(1, 4) {
+        for beside in [Beside::Checkpoints, Beside::Everything] {
+            let seed = 10 * phases.len() as u64;
+            phases.push(seen(&mut ours, n, seed, puts, Beside::Nothing));
+            if beside == Beside::Everything {
+                // A quarter of the keys goes, so that there is something to defragment.
+                for part in 0..n / 1000 {
+                    let part = part * 1000..(part + 1) * 1000;
+                    let keys: Vec<_> = part.skip(round as usize).step_by(4).map(key).collect();
+                    ours.delete(&keys);
+                    ours.publish();
+                }
+                ours.compact_all();
+                ours.checkpoint_and_wait();
+                ours.start_defragmentation();
+            }
+            phases.push(seen(&mut ours, n, seed + 1, puts, beside));
+            ours.checkpoint_and_wait();
+        }
+    }
+    phases.push(seen(&mut ours, n, 1000, puts, Beside::Nothing));
+    let rows: Vec<_> = phases
+        .iter()
+        .flat_map(|seen| seen.phase.rows(seen.beside.name()))
+        .collect();
     table(
         &format!("Calls beside background work, {n} keys, one put per durable write"),
         &HEAD,
         &rows,
     );
-    println!("\ndefragmentation ran during {shrinking} of {puts} puts");
+    let mut rows = Vec::new();
+    for around in phases.windows(3).filter(|w| w[1].beside != Beside::Nothing) {
+        let [before, busy, after] = around else {
+            continue;
+        };
+        let quiet = |q| (before.phase.puts.micros(q) + after.phase.puts.micros(q)) / 2.0;
+        let ratio = |q| short(busy.phase.puts.micros(q) / quiet(q));
+        let mut row = vec![busy.beside.name().to_string()];
+        row.extend([0.5, 0.99, 0.999].map(ratio));
+        row.push(busy.checkpoints.to_string());
+        row.push(busy.compactions.to_string());
+        row.push(format!("{} %", 100 * busy.defragmenting / puts));
+        rows.push(row);
+    }
+    table(
+        "Durable puts beside background work / the mean of the quiet phases before and behind",
+        &[
+            "while",
+            "p50",
+            "p99",
+            "p99.9",
+            "checkpoints",
+            "compactions",
+            "of the puts beside defragmentation",
+        ],
+        &rows,
+    );
+    let mut rows = Vec::new();
+    for seen in &phases {
+        for stalls in seen.stalls.iter().filter(|stalls| stalls.count() > 0) {
+            rows.push(vec![
+                seen.beside.name().to_string(),
+                stalls.cause.name().to_string(),
+                stalls.count().to_string(),
+                short(stalls.total.as_secs_f64() * 1e3),
+                short(stalls.longest.as_secs_f64() * 1e6),
+            ]);
+        }
+    }
+    table(
+        "Waits of writer and reader for what others held",
+        &["while", "cause", "waits", "ms in all", "longest µs"],
+        &rows,
+    );
 }
 
 /// 100,000 revisions of history go.

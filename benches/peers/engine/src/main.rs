@@ -6,7 +6,7 @@
 //!
 //! Without names all but `memory`, which needs room for `QUORATE_LARGE_GB` (10) and asks for it first. `QUORATE_KEYS` (1,000,000)
 //! sets the size of the data, `QUORATE_OPEN_KEYS` (10,000,000) that of the large file to open, `QUORATE_ROUNDS` (3)
-//! how often engines alternate, and `QUORATE_BENCH_DIR` where files lie. Figures of work in memory are CPU time of
+//! how often engines alternate, `QUORATE_PUTS` (50,000) how many puts a phase of `mixed` has, and `QUORATE_BENCH_DIR` where files lie. Figures of work in memory are CPU time of
 //! the calling thread, the middle of the rounds; where a disk is waited for, it is the clock, too.
 
 mod background;

@@ -69,7 +69,8 @@ impl Quorate {
             commit: self.index,
         };
         let mark = self.log.append(&entries, Some(hard_state)).expect("room");
-        assert!(self.log.sync().covers(mark));
+        let durable = self.engine.log_write(|| self.log.sync());
+        assert!(durable.covers(mark));
         self.index += entries.len() as u64;
     }
 

@@ -235,7 +235,7 @@ fn record(kind: FileSystem, backend: IoBackend) -> Recorded {
     undo.0.push(owned(&["umount", &mounted]));
     run("sync", &["-f", &mounted]).expect("syncs");
     let base = {
-        let mut device = lock(&device);
+        let mut device = lock(&*device);
         device.record.clear();
         device.bytes.clone()
     };
@@ -258,13 +258,13 @@ fn record(kind: FileSystem, backend: IoBackend) -> Recorded {
         let number = writer.checkpoint(vec![round as u8]).unwrap();
         story.begun.insert(number, model.clone());
         store.wait_durable(number).unwrap();
-        durable.push((lock(&device).record.len(), number));
+        durable.push((lock(&*device).record.len(), number));
         while writer.checkpoint_running() {
             std::thread::yield_now();
         }
     }
     drop((store, writer));
-    let record = std::mem::take(&mut lock(&device).record);
+    let record = std::mem::take(&mut lock(&*device).record);
     drop(undo);
     server.join().unwrap();
     Recorded {
