@@ -91,8 +91,7 @@ fn run_hooked(
         lock,
     } = opened;
     let (slow, stall) = (config.warning_apply, config.election);
-    gauges::observe(&metrics, &mut applier, &mut log, slow, stall)
-        .map_err(|e| format!("cannot watch the log's disk: {e}"))?;
+    gauges::observe(&metrics, &mut applier, &mut log, slow, stall);
     let counters = applier.counters().clone();
     let (node_loop, node) = NodeLoop::new(Parts {
         identity,
@@ -107,6 +106,7 @@ fn run_hooked(
         tick: config.heartbeat,
         catchup_entries: config.snapshot_catchup_entries,
         dirty_bytes_max: bootstrap::DIRTY_BYTES_MAX,
+        stall,
     });
     let node_thread = std::thread::Builder::new()
         .name("node".into())

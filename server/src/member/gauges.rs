@@ -101,6 +101,26 @@ impl node::Observer for NodeWork {
     fn log_bytes(&self, total: u64) {
         self.0.disk.wal_write_bytes.set(total as i64);
     }
+
+    fn log_stalled(&self, stall: raftlog::Stall) {
+        match stall {
+            raftlog::Stall::Begun(so_far) => {
+                self.0.disk.wal_stalls.inc();
+                tracing::error!(
+                    seconds = so_far.as_secs_f64(),
+                    "a durable write of the log does not end: the disk hangs; nothing is acknowledged until it ends"
+                );
+            }
+            raftlog::Stall::Goes(so_far) => tracing::error!(
+                seconds = so_far.as_secs_f64(),
+                "the durable write of the log still has not ended"
+            ),
+            raftlog::Stall::Ended(took) => tracing::warn!(
+                seconds = took.as_secs_f64(),
+                "the durable write of the log that took so long has ended"
+            ),
+        }
+    }
 }
 
 /// The services; histograms with labels are looked up once.
@@ -139,14 +159,14 @@ impl api::Observer for Served {
 }
 
 /// Hooks the measurements into apply and the log. A durable write of the log that takes longer than
-/// `stall` is told of: the disk hangs, and who leads had better be another member.
+/// `stall` is shown.
 pub fn observe(
     metrics: &Arc<Metrics>,
     applier: &mut Applier,
     log: &mut raftlog::Log,
     slow_apply: Duration,
     stall: Duration,
-) -> std::io::Result<()> {
+) {
     applier.set_observer(Arc::new(Applies {
         metrics: metrics.clone(),
         slow: slow_apply,
@@ -164,34 +184,11 @@ pub fn observe(
         word(stats.registered_buffers),
     ];
     metrics.disk.wal_backend.with_label_values(&labels).set(1);
-    let stalls = metrics.disk.wal_stalls.clone();
-    log.set_on_stall(stall, Box::new(move |seen| stalled(seen, &stalls)))?;
     let clock = log.flush_clock();
     metrics.on_scrape(move |metrics| {
         let so_far = clock.stalled(stall).unwrap_or_default();
         metrics.disk.wal_stalled_seconds.set(so_far.as_secs_f64());
     });
-    Ok(())
-}
-
-fn stalled(seen: raftlog::Stall, count: &IntCounter) {
-    match seen {
-        raftlog::Stall::Begun(so_far) => {
-            count.inc();
-            tracing::error!(
-                seconds = so_far.as_secs_f64(),
-                "a durable write of the log does not end: the disk hangs; nothing is acknowledged until it ends"
-            );
-        }
-        raftlog::Stall::Goes(so_far) => tracing::error!(
-            seconds = so_far.as_secs_f64(),
-            "the durable write of the log still has not ended"
-        ),
-        raftlog::Stall::Ended(took) => tracing::warn!(
-            seconds = took.as_secs_f64(),
-            "the durable write of the log that took so long has ended"
-        ),
-    }
 }
 
 /// Raises a counter to a total kept elsewhere.

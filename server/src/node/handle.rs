@@ -11,6 +11,7 @@ use prost::Message;
 use quorate_proto::etcdserverpb as pb;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 /// Bytes of proposals that may wait for the node thread; beyond it calls get `TOO_MANY_REQUESTS`.
@@ -18,6 +19,9 @@ pub const MAILBOX_BYTES_MAX: usize = 64 << 20;
 
 /// What a proposal weighs besides its payload.
 pub(super) const PROPOSAL_BYTES: usize = 64;
+
+/// How often calls that wait too long are looked for.
+pub(super) const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the node thread is asked to do.
 pub enum Input {
@@ -94,12 +98,36 @@ pub(super) struct HandleInner {
     pub(super) identity: Identity,
     pub(super) limits: Limits,
     pub(super) stopped: watch::Sender<bool>,
+    /// A durable write of the log has been under way for too long.
+    pub(super) log_hangs: watch::Sender<bool>,
 }
 
 impl NodeHandle {
     /// Runs the completion dispatcher of one network thread; spawn it once per thread.
     pub async fn dispatch(&self, thread: usize) {
-        self.inner.completions.dispatch(thread).await;
+        let dispatcher = self.inner.completions.dispatch(thread);
+        match thread {
+            0 => tokio::join!(dispatcher, self.expire_beside_a_stall()).0,
+            _ => dispatcher.await,
+        }
+    }
+
+    /// Ends calls by their timeout while the node thread, which otherwise does, waits for a disk that
+    /// hangs.
+    async fn expire_beside_a_stall(&self) {
+        let mut hangs = self.inner.log_hangs.subscribe();
+        // An error would mean that the sender is gone; it lives as long as this handle.
+        while hangs.wait_for(|h| *h).await.is_ok() {
+            self.inner.expire();
+            tokio::time::sleep(EXPIRE_INTERVAL).await;
+        }
+    }
+
+    /// Whether the log's disk hangs: a durable write has been under way for longer than an election
+    /// takes. Whoever leads with such a disk had better let another member lead; nothing that is proposed
+    /// here is acknowledged until it ends. `changed` on the receiver tells when that turns.
+    pub fn log_hangs(&self) -> watch::Receiver<bool> {
+        self.inner.log_hangs.subscribe()
     }
 
     /// Proposals that wait for commit and apply.
@@ -136,6 +164,16 @@ impl NodeHandle {
             Err(Refused::Full(_)) => Err(errors::TOO_MANY_REQUESTS),
             Err(Refused::Closed(_)) => Err(errors::STOPPED),
         }
+    }
+}
+
+impl HandleInner {
+    /// Ends calls that have waited too long.
+    pub(super) fn expire(&self) {
+        let timeout = self.limits.request_timeout;
+        let expired = self.completions.expire(timeout, &errors::TIMEOUT);
+        let failed = &self.shared.proposals_failed;
+        failed.fetch_add(expired as u64, Ordering::Relaxed);
     }
 }
 

@@ -43,7 +43,8 @@ pub struct NodeStatus {
     pub applied: u64,
 }
 
-/// What the node tells the metrics. Called on the node thread; must not block. Nothing flows back.
+/// What the node tells the metrics. Called on the node thread but where it says otherwise; must not block.
+/// Nothing flows back.
 pub trait Observer: Send + Sync + 'static {
     /// A checkpoint became durable this long after it was started.
     fn checkpoint(&self, took: Duration);
@@ -57,6 +58,9 @@ pub trait Observer: Send + Sync + 'static {
     fn defragmented(&self, took: Option<Duration>);
     /// Bytes written to the log since the start.
     fn log_bytes(&self, total: u64);
+    /// A durable write of the log takes longer than it may: the disk hangs, or has ended to. Called on a
+    /// thread that only watches, since the node thread may be waiting for that disk.
+    fn log_stalled(&self, stall: raftlog::Stall);
 }
 
 /// Nobody listens.
@@ -67,6 +71,7 @@ impl Observer for () {
     fn log_appended(&self, _took: Duration) {}
     fn defragmented(&self, _took: Option<Duration>) {}
     fn log_bytes(&self, _total: u64) {}
+    fn log_stalled(&self, _stall: raftlog::Stall) {}
 }
 
 /// What the request path needs from the node. The production implementation is `NodeHandle`; tests of

@@ -20,11 +20,14 @@
 //!
 //! The log write is waited for on this thread: with one voter there is nothing else to do meanwhile,
 //! and a hand-over to a log thread and back would cost more than the write of a fast disk. Reads and
-//! watches never pass through here.
+//! watches never pass through here. If that disk hangs, a thread that only watches says so
+//! ([`NodeHandle::log_hangs`]), and calls still end by their timeout.
 
 use super::background::{Background, RECLAIM_TRIES};
 use super::completions::{Completions, Outcome};
-use super::handle::{HandleInner, Input, MAILBOX_BYTES_MAX, NodeHandle, PROPOSAL_BYTES, Shared};
+use super::handle::{
+    EXPIRE_INTERVAL, HandleInner, Input, MAILBOX_BYTES_MAX, NodeHandle, PROPOSAL_BYTES, Shared,
+};
 use super::mailbox::{Drained, Mailbox};
 use super::{Identity, Observer};
 use crate::apply::Applier;
@@ -45,8 +48,6 @@ pub(super) const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 const JOB_POLL: Duration = Duration::from_millis(2);
 /// Quiet after which the end of the log is sealed.
 const IDLE: Duration = Duration::from_millis(50);
-/// How often calls that wait too long are looked for.
-const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
 /// Dirty bytes, in percent of the checkpoint threshold, beyond which proposals wait for the checkpoint.
 pub use engine::DIRTY_PERCENT_MAX;
 /// How long a batch waits at most because changes are ahead of the checkpoint being written. Ticks wait with it.
@@ -117,6 +118,8 @@ pub struct Parts {
     pub catchup_entries: u64,
     /// Changed bytes at which a checkpoint begins.
     pub dirty_bytes_max: u64,
+    /// A durable write of the log that takes longer than this means that the disk hangs.
+    pub stall: Duration,
 }
 
 /// Everything the node thread owns.
@@ -132,6 +135,7 @@ pub struct NodeLoop {
     tick: Duration,
     pub(super) catchup_entries: u64,
     pub(super) dirty_bytes_max: u64,
+    stall: Duration,
 }
 
 /// What is under way.
@@ -241,6 +245,7 @@ impl NodeLoop {
             identity: parts.identity,
             limits,
             stopped: tokio::sync::watch::Sender::new(false),
+            log_hangs: tokio::sync::watch::Sender::new(false),
         });
         handle
             .shared
@@ -256,6 +261,7 @@ impl NodeLoop {
             tick: parts.tick,
             catchup_entries: parts.catchup_entries,
             dirty_bytes_max: parts.dirty_bytes_max,
+            stall: parts.stall,
             work: Work::new(Background::new(applied.index, compact_done)),
         };
         (node, NodeHandle { inner: handle })
@@ -272,7 +278,20 @@ impl NodeLoop {
         result
     }
 
+    /// Has it told, on another thread, when the log's disk hangs: this one waits for it then.
+    fn watch_log(&mut self) -> Result<(), Fatal> {
+        let (handle, observer) = (self.handle.clone(), self.observer.clone());
+        let hook = move |stall| {
+            let hangs = !matches!(stall, raftlog::Stall::Ended(_));
+            observer.log_stalled(stall);
+            handle.log_hangs.send_replace(hangs);
+        };
+        let watching = self.log.set_on_stall(self.stall, Box::new(hook));
+        watching.map_err(|e| fatal(format!("cannot watch the log's disk: {e}")))
+    }
+
     fn serve(&mut self) -> Result<(), Fatal> {
+        self.watch_log()?;
         self.elect()?;
         self.first_checkpoint()?;
         let mut inputs = Vec::new();
@@ -380,15 +399,7 @@ impl NodeLoop {
             self.work.unsealed = None;
         }
         if now >= self.work.next_expire {
-            let limits = &self.handle.limits;
-            let expired = self
-                .handle
-                .completions
-                .expire(limits.request_timeout, &errors::TIMEOUT);
-            self.handle
-                .shared
-                .proposals_failed
-                .fetch_add(expired as u64, Ordering::Relaxed);
+            self.handle.expire();
             // Of those who went away nobody else would ask.
             let completions = &self.handle.completions;
             self.work.held.retain(|id| completions.waits(id));

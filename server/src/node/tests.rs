@@ -33,6 +33,8 @@ struct Setup<'a> {
     limits: Limits,
     dirty_bytes_max: u64,
     log_disk: Option<simdisk::Disk>,
+    observer: Arc<dyn Observer>,
+    stall: Duration,
 }
 
 impl Default for Setup<'_> {
@@ -43,6 +45,8 @@ impl Default for Setup<'_> {
             limits: Limits::default(),
             dirty_bytes_max: 1 << 20,
             log_disk: None,
+            observer: Arc::new(()),
+            stall: Duration::from_secs(3600),
         }
     }
 }
@@ -79,11 +83,12 @@ impl Setup<'_> {
             log,
             replica,
             feed,
-            observer: Arc::new(()),
+            observer: self.observer,
             network_threads: 1,
             tick: Duration::from_millis(100),
             catchup_entries: 10,
             dirty_bytes_max: self.dirty_bytes_max,
+            stall: self.stall,
         }))
     }
 
@@ -822,6 +827,74 @@ fn an_append_that_does_not_become_durable_ends_the_member() {
     assert!(ended.to_string().contains("durable"), "{ended}");
     assert!(said.lock().unwrap().contains("cannot write"), "{said:?}");
     assert_eq!(node.applier.applied(), before, "nothing is applied");
+}
+
+/// Keeps what it is told of the log's disk.
+#[derive(Default)]
+struct Hears(std::sync::Mutex<Vec<raftlog::Stall>>);
+
+impl Observer for Hears {
+    fn checkpoint(&self, _took: Duration) {}
+    fn compacted(&self, _took: Duration) {}
+    fn compaction_slice(&self, _took: Duration) {}
+    fn log_appended(&self, _took: Duration) {}
+    fn defragmented(&self, _took: Option<Duration>) {}
+    fn log_bytes(&self, _total: u64) {}
+    fn log_stalled(&self, stall: raftlog::Stall) {
+        self.0.lock().unwrap().push(stall);
+    }
+}
+
+#[test]
+fn a_disk_that_hangs_is_told_of_and_calls_end_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = simdisk::Disk::new(1);
+    let hears = Arc::new(Hears::default());
+    let (thread, handle) = Setup {
+        log_disk: Some(disk.clone()),
+        observer: hears.clone(),
+        stall: Duration::from_millis(4),
+        limits: Limits {
+            request_timeout: Duration::from_millis(20),
+            ..Limits::default()
+        },
+        ..Setup::default()
+    }
+    .start(dir.path());
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let told = async {
+        // A slow machine may take longer than the timeout: it leads in the end.
+        while handle.propose(put("k", "1")).await.is_err() {}
+        disk.fail_when(move |op| {
+            if op.kind == simdisk::OpKind::WriteDsync {
+                let _ = released.recv();
+            }
+            None
+        });
+        let unanswered = handle.propose(put("k", "2"));
+        let mut hangs = handle.log_hangs();
+        hangs.wait_for(|h| *h).await.unwrap();
+        assert_eq!(unanswered.await.unwrap_err(), errors::TIMEOUT);
+        assert!(*handle.log_hangs().borrow(), "it still does");
+        // What was acknowledged can be read.
+        handle.linearizable().await.unwrap();
+        let begun = hears.0.lock().unwrap()[..].first().copied();
+        assert!(matches!(begun, Some(raftlog::Stall::Begun(_))), "{begun:?}");
+        drop(release);
+        hangs.wait_for(|h| !*h).await.unwrap();
+        while handle.propose(put("k", "3")).await.is_err() {}
+    };
+    within(async {
+        tokio::select! {
+            () = handle.dispatch(0) => unreachable!("it never ends"),
+            () = told => {}
+        }
+    });
+    let heard = std::mem::take(&mut *hears.0.lock().unwrap());
+    let ended = |s: &raftlog::Stall| matches!(s, raftlog::Stall::Ended(_));
+    assert!(heard.iter().any(ended), "{heard:?}");
+    handle.stop();
+    thread.join().unwrap().unwrap();
 }
 
 #[test]
