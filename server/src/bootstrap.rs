@@ -250,6 +250,9 @@ pub(crate) fn open_sized(
     }
     let (engine, writer) = engine::Engine::open(engine::Options {
         cache_bytes: config.cache_bytes,
+        fragmentation_max: config.fragmentation_max,
+        scrub_bytes_per_second: config.scrub_bytes_per_second,
+        history_pin_max: config.history_pin_max,
         dirty_bytes_max: sizes.dirty_bytes_max,
         reserve_bytes: sizes.reserve_bytes,
         backend: match config.wal_backend {

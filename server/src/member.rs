@@ -13,6 +13,7 @@
 
 use crate::api::Api;
 use crate::api::health::Health;
+use crate::api::maintenance::Hashes;
 use crate::bootstrap::{self, Opened};
 use crate::clock::{Clock, RuntimeClock};
 use crate::compactor;
@@ -93,6 +94,9 @@ fn run_hooked(
     let (slow, stall) = (config.warning_apply, config.election);
     gauges::observe(&metrics, &mut applier, &mut log, slow, stall);
     let counters = applier.counters().clone();
+    let served = Arc::new(gauges::Served::new(metrics.clone()));
+    let hashes = Hashes::new(served.clone());
+    applier.set_compaction_hook(Arc::new(hashes.clone()));
     let (node_loop, node) = NodeLoop::new(Parts {
         identity,
         limits: limits.clone(),
@@ -132,10 +136,11 @@ fn run_hooked(
         node.clone(),
         limits.clone(),
         counters.clone(),
+        hashes,
         lessor.clone(),
         hubs,
     );
-    api.set_observer(Arc::new(gauges::Served::new(metrics.clone())));
+    api.set_observer(served);
     let api = Arc::new(api);
     gauges::refresh(&metrics, &node, &feed, counters, lessor.clone(), &limits);
     let outcome = runtime.block_on(async {

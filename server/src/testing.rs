@@ -3,6 +3,7 @@
 pub mod generate;
 
 use crate::api::Api;
+use crate::api::maintenance::Hashes;
 use crate::apply::{Applier, ConfOutcome, Reply};
 use crate::clock::ManualClock;
 use crate::lease::{LeaseHook, Lessor};
@@ -108,6 +109,14 @@ impl LocalNode {
         self.applier.lock().unwrap().counters().clone()
     }
 
+    /// Hashes that hear of its compactions, for [`Api::new`](crate::api::Api::new).
+    pub fn hashes(&self, observer: Arc<dyn crate::api::Observer>) -> Hashes {
+        let hashes = Hashes::new(observer);
+        let mut applier = self.applier.lock().unwrap();
+        applier.set_compaction_hook(Arc::new(hashes.clone()));
+        hashes
+    }
+
     /// Applies one entry and publishes it.
     pub fn apply(&self, mut request: pb::InternalRaftRequest) -> Result<Reply, Status> {
         let mut applier = self.applier.lock().unwrap();
@@ -153,6 +162,14 @@ impl LocalNode {
 
 /// A fresh member with all its services: one watch hub, and a lessor on a clock that stands still.
 pub fn member(limits: Limits) -> (Api<LocalNode>, Arc<ManualClock>) {
+    observed_member(limits, Arc::new(()))
+}
+
+/// As [`member`]; `observer` hears of its hashes.
+pub fn observed_member(
+    limits: Limits,
+    observer: Arc<dyn crate::api::Observer>,
+) -> (Api<LocalNode>, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::default());
     let lessor = Arc::new(Lessor::new(clock.clone(), limits.election_timeout));
     let node = LocalNode::new(limits.clone(), lessor.clone());
@@ -162,8 +179,9 @@ pub fn member(limits: Limits) -> (Api<LocalNode>, Arc<ManualClock>) {
     let feed = Feed::new(view.revision(), view.compact_revision(), options);
     let hubs = vec![feed.hub()];
     node.on_published(Box::new(move |published| feed.published(published)));
-    let counters = node.counters();
-    (Api::new(node, limits, counters, lessor, hubs), clock)
+    let (counters, hashes) = (node.counters(), node.hashes(observer));
+    let api = Api::new(node, limits, counters, hashes, lessor, hubs);
+    (api, clock)
 }
 
 /// The services of a fresh member.
@@ -184,12 +202,15 @@ impl Node for LocalNode {
 
     async fn compacted(&self, revision: i64) -> Result<(), Status> {
         let mut applier = self.applier.lock().unwrap();
-        while engine::CompactProgress::More
-            == applier
+        while engine::CompactProgress::Done
+            != applier
                 .writer()
                 .compact_step(engine::Budget::default())
                 .expect("compacts")
-        {}
+        {
+            // Hashes may be taken of what is older.
+            std::thread::yield_now();
+        }
         let applied = applier.applied();
         self.publish(&mut applier, applied.index);
         let number = applier.writer().checkpoint().expect("starts");

@@ -186,24 +186,19 @@ impl<N: Node> Api<N> {
         Ok(response)
     }
 
-    /// Compacts, by a call or by itself, and keeps the hash that etcd keeps.
+    /// Compacts, by a call or by itself.
     pub(crate) async fn compact_to(
         &self,
         r: pb::CompactionRequest,
     ) -> Result<pb::CompactionResponse, Status> {
-        let hash = self.hash_before_compaction(r.revision).await;
         let request = pb::InternalRaftRequest {
             compaction: Some(r),
             ..Default::default()
         };
-        let response = match self.propose(request).await? {
-            Reply::Compact(response) => response,
-            _ => return Err(mismatched()),
-        };
-        if let Some(hash) = hash {
-            self.hashes.remember(r.revision, hash);
+        match self.propose(request).await? {
+            Reply::Compact(response) => Ok(response),
+            _ => Err(mismatched()),
         }
-        Ok(response)
     }
 
     /// Proposes. When apply answers `NO_SPACE` and no alarm explains it, this member has reached its

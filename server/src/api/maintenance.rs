@@ -5,45 +5,14 @@ use crate::apply::{Alarms, Reply};
 use crate::node::Node;
 use crate::status::{Code, Status, errors};
 use crate::{membership, version};
-use engine::HashKv;
 use quorate_proto::etcdserverpb as pb;
 use quorate_proto::etcdserverpb::AlarmType;
 use quorate_proto::etcdserverpb::alarm_request::AlarmAction;
-use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::time::Instant;
-use tokio::sync::watch;
 
-/// Hashes of compacted revisions kept.
-const HASHES_MAX: usize = 10;
+mod hashes;
 
-/// A hash that is taken beside the compaction; `Some(None)` if that failed.
-pub(super) type Coming = watch::Receiver<Option<Option<HashKv>>>;
-
-/// The hashes at the newest compacted revisions, each of the state just before its compaction.
-#[derive(Debug, Default)]
-pub(super) struct HashCache(Mutex<VecDeque<(i64, Coming)>>);
-
-impl HashCache {
-    /// Adds one, dropping the oldest beyond the bound.
-    pub fn remember(&self, revision: i64, hash: Coming) {
-        let mut kept = self.0.lock().unwrap_or_else(|p| p.into_inner());
-        if kept.len() == HASHES_MAX {
-            kept.pop_front();
-        }
-        kept.push_back((revision, hash));
-    }
-
-    /// The hash of the state before `revision` was compacted, once it is there.
-    async fn at(&self, revision: i64) -> Option<HashKv> {
-        let mut coming = {
-            let kept = self.0.lock().unwrap_or_else(|p| p.into_inner());
-            kept.iter().find(|(at, _)| *at == revision)?.1.clone()
-        };
-        // An error: the scan ended without a word.
-        *coming.wait_for(Option::is_some).await.ok()?.as_ref()?
-    }
-}
+pub use hashes::Hashes;
 
 impl<N: Node> Api<N> {
     /// Status. Needs no leader.
@@ -147,14 +116,11 @@ impl<N: Node> Api<N> {
         r: pb::HashKvRequest,
     ) -> Result<pb::HashKvResponse, Status> {
         self.admit(ctx, Learner::Refuses)?;
-        let view = self.node.engine().view();
-        let header = self.node.header(view.revision());
+        let history = self.node.engine().long_history().map_err(engine_status)?;
+        let header = self.node.header(history.revision());
         let hash = match self.hashes.at(r.revision).await {
             Some(hash) => hash,
-            None => self
-                .scan_hash(view, r.revision)
-                .await?
-                .map_err(engine_status)?,
+            None => self.hashes.hash(r.revision, history).await?,
         };
         Ok(pb::HashKvResponse {
             header: Some(header),
@@ -162,45 +128,6 @@ impl<N: Node> Api<N> {
             compact_revision: hash.compact_revision,
             hash_revision: hash.hash_revision,
         })
-    }
-
-    /// Begins to hash the state before a compaction to `revision`, as etcd does, beside the compaction:
-    /// the view is taken now and does not change. Waits for its turn when the store is being scanned.
-    pub(super) async fn hash_before_compaction(&self, revision: i64) -> Option<Coming> {
-        let turn = self.scans.clone().acquire_owned().await.ok()?;
-        let view = self.node.engine().view();
-        let sensible =
-            revision > 0 && revision > view.compact_revision() && revision <= view.revision();
-        if !sensible {
-            return None;
-        }
-        let (done, coming) = watch::channel(None);
-        let observer = self.observer.clone();
-        let work = move || {
-            let since = Instant::now();
-            let hash = view.hash_kv(revision).ok();
-            observer.hashed_revision(since.elapsed());
-            done.send_replace(Some(hash));
-            drop(turn);
-        };
-        let scan = std::thread::Builder::new().name("scan".into());
-        scan.spawn(work).ok()?;
-        Some(coming)
-    }
-
-    async fn scan_hash(
-        &self,
-        view: engine::View,
-        revision: i64,
-    ) -> Result<engine::Result<HashKv>, Status> {
-        let observer = self.observer.clone();
-        self.scan(move || {
-            let since = Instant::now();
-            let hash = view.hash_kv(revision);
-            observer.hashed_revision(since.elapsed());
-            hash
-        })
-        .await
     }
 
     /// MoveLeader. To itself always succeeds; another voter needs a cluster of more than one.

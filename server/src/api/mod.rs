@@ -7,8 +7,8 @@
 //! 1. Checks run in etcd's order: learner rule, leader requirement, local quota, shape of the request,
 //!    then the node's own (back-pressure, size, consensus, apply).
 //! 2. A read takes one view and answers from it alone, so a response never mixes two states.
-//! 3. Long scans (hashes) run on a thread of their own, one at a time, and reads that turn out to be large on
-//!    a few reader threads, within a budget of bytes (see `large`).
+//! 3. Hashes over everything are taken by a thread of their own, one at a time (see `maintenance::hashes`), and reads that
+//!    turn out to be large by a few reader threads, within a budget of bytes (see `large`).
 
 pub mod auth;
 pub mod cluster;
@@ -34,11 +34,10 @@ use crate::status::{Code, Status, errors};
 use crate::watch::Hub;
 use large::{Bounds, Large};
 use lease::LeaseIds;
-use maintenance::HashCache;
+use maintenance::Hashes;
 use quorate_proto::etcdserverpb as pb;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Semaphore, oneshot};
 
 /// What the services tell the metrics. Must not block. Nothing flows back.
 pub trait Observer: Send + Sync + 'static {
@@ -65,9 +64,7 @@ pub struct Api<N> {
     pub(crate) node: N,
     pub(crate) limits: Limits,
     counters: Arc<Counters>,
-    hashes: HashCache,
-    /// One permit: a scan of the whole store at a time.
-    scans: Arc<Semaphore>,
+    hashes: Hashes,
     large: Large,
     observer: Arc<dyn Observer>,
     lessor: Arc<Lessor>,
@@ -77,12 +74,13 @@ pub struct Api<N> {
 }
 
 impl<N: Node> Api<N> {
-    /// The services of `node`. `counters` are those of its applier, `lessor` hears of its leases, and
-    /// `hubs`, one per network thread and at least one, are fed with its events.
+    /// The services of `node`. `counters` are those of its applier, `hashes` hears of its compactions, `lessor` of its
+    /// leases, and `hubs`, one per network thread and at least one, are fed with its events.
     pub fn new(
         node: N,
         limits: Limits,
         counters: Arc<Counters>,
+        hashes: Hashes,
         lessor: Arc<Lessor>,
         hubs: Vec<Arc<Hub>>,
     ) -> Api<N> {
@@ -96,8 +94,7 @@ impl<N: Node> Api<N> {
             node,
             limits,
             counters,
-            hashes: HashCache::default(),
-            scans: Arc::new(Semaphore::new(1)),
+            hashes,
         }
     }
 
@@ -140,28 +137,6 @@ impl<N: Node> Api<N> {
     pub(crate) fn complete(&self, header: &mut Option<pb::ResponseHeader>) {
         let revision = header.as_ref().map_or(0, |h| h.revision);
         *header = Some(self.node.header(revision));
-    }
-
-    /// Runs a scan of the store off the caller's thread, waiting for its turn first.
-    async fn scan<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Status> {
-        let failed = |what: String| Status::new(Code::Internal, what);
-        let turn = self.scans.clone().acquire_owned().await;
-        let turn = turn.map_err(|e| failed(e.to_string()))?;
-        let (done, result) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("scan".into())
-            .spawn(move || {
-                // A caller that went away does not need the result.
-                let _ = done.send(work());
-                drop(turn);
-            })
-            .map_err(|e| failed(format!("cannot start a thread: {e}")))?;
-        result
-            .await
-            .map_err(|_| failed("the scan ended without a result".into()))
     }
 }
 

@@ -150,6 +150,12 @@ impl From<engine::Error> for Failure {
     }
 }
 
+/// Hears of compactions. Must not wait; nothing flows back.
+pub trait CompactionHook: Send + Sync {
+    /// The state was compacted to `revision`, and readers can see it; `before` is what it was just before.
+    fn compacted(&self, revision: i64, before: engine::LongHistory);
+}
+
 /// Publications between two looks at the store's figures; in between the bytes in use are estimated.
 const PUBLISHES_PER_LOOK: u32 = 32;
 
@@ -160,6 +166,9 @@ pub struct Applier {
     identity: Identity,
     limits: Limits,
     lease_hook: Arc<dyn LeaseHook>,
+    compaction_hook: Option<Arc<dyn CompactionHook>>,
+    /// Compactions that are not published yet, with what was before them.
+    compactions: Vec<(i64, engine::LongHistory)>,
     observer: Arc<dyn Observer>,
     counters: Arc<Counters>,
     /// Mirrors of the system tree, written through.
@@ -203,6 +212,8 @@ impl Applier {
             identity,
             limits,
             lease_hook,
+            compaction_hook: None,
+            compactions: Vec::new(),
             observer: Arc::new(()),
             counters,
         })
@@ -211,6 +222,11 @@ impl Applier {
     /// Sends the duration of every apply to `observer`.
     pub fn set_observer(&mut self, observer: Arc<dyn Observer>) {
         self.observer = observer;
+    }
+
+    /// Tells `hook` of every compaction.
+    pub fn set_compaction_hook(&mut self, hook: Arc<dyn CompactionHook>) {
+        self.compaction_hook = Some(hook);
     }
 
     /// Counts of executed operations, shared with the read path.
@@ -323,6 +339,11 @@ impl Applier {
         }
         let meta = membership::conf_state_bytes(&self.conf_state);
         let published = self.writer.publish(applied, &meta);
+        if let Some(hook) = &self.compaction_hook {
+            for (revision, before) in self.compactions.drain(..) {
+                hook.compacted(revision, before);
+            }
+        }
         self.publishes += 1;
         if self.publishes >= PUBLISHES_PER_LOOK {
             self.publishes = 0;
@@ -460,10 +481,15 @@ impl Applier {
 
     /// The logical part: reads below the revision fail from the next publish on.
     fn compact(&mut self, r: &pb::CompactionRequest) -> Result<pb::CompactionResponse, Failure> {
+        let hook = self.compaction_hook.as_ref();
+        // The present state can always be read; without a reader of it there is no hash, and nothing else.
+        let before = hook.and_then(|_| self.writer.long_history().ok());
         self.writer.compact(r.revision).map_err(|e| match e {
             engine::CompactError::Compacted => errors::COMPACTED,
             engine::CompactError::Future => errors::FUTURE_REV,
         })?;
+        self.compactions
+            .extend(before.map(|before| (r.revision, before)));
         Ok(pb::CompactionResponse {
             header: Some(txn::header(self.writer.revision())),
         })

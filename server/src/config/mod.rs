@@ -104,6 +104,10 @@ pub struct Config {
     pub watch_progress_notify_interval: Duration,
     pub wal_backend: WalBackend,
     pub cache_bytes: usize,
+    /// In percent, 100 at most.
+    pub fragmentation_max: u64,
+    pub scrub_bytes_per_second: u64,
+    pub history_pin_max: Duration,
     pub wal_accept_loss: bool,
     /// Lines to log once logging is up: flags without effect, unknown variables.
     pub warnings: Vec<String>,
@@ -541,6 +545,10 @@ fn build(values: Values, mut warnings: Vec<String>) -> Result<Config, ConfigErro
     };
 
     let cache_bytes: u64 = values.number("cache-bytes")?;
+    let fragmentation_max: u64 = values.number("fragmentation-max")?;
+    if fragmentation_max > 100 {
+        return Err(bad("--fragmentation-max is a percentage"));
+    }
     let quota_backend_bytes: i64 = values.number("quota-backend-bytes")?;
     let streams: u64 = values.number("max-concurrent-streams")?;
     let watch_progress = values.with_old_spelling(
@@ -612,6 +620,9 @@ fn build(values: Values, mut warnings: Vec<String>) -> Result<Config, ConfigErro
         cache_bytes: usize::try_from(cache_bytes)
             .map_err(|_| bad("--cache-bytes is too large"))?
             .max(1 << 20),
+        fragmentation_max,
+        scrub_bytes_per_second: values.number("scrub-bytes-per-second")?,
+        history_pin_max: values.duration("history-pin-max")?,
         warnings,
         name,
     })

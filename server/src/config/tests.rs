@@ -27,6 +27,28 @@ fn defaults_need_no_flag_at_all() {
 }
 
 #[test]
+fn our_own_flags_reach_the_configuration() {
+    let engine = engine::Options::new("");
+    let config = run(&[], &[]).unwrap();
+    // As the engine has them by itself.
+    assert_eq!(config.fragmentation_max, engine.fragmentation_max);
+    assert_eq!(config.scrub_bytes_per_second, engine.scrub_bytes_per_second);
+    assert_eq!(config.history_pin_max, engine.history_pin_max);
+    let args = [
+        "--fragmentation-max=35",
+        "--scrub-bytes-per-second=0",
+        "--history-pin-max=90s",
+    ];
+    let config = run(&args, &[]).unwrap();
+    assert_eq!(config.fragmentation_max, 35);
+    assert_eq!(config.scrub_bytes_per_second, 0);
+    assert_eq!(config.history_pin_max, Duration::from_secs(90));
+    assert!(message(&["--fragmentation-max=101"], &[]).contains("--fragmentation-max"));
+    assert!(message(&["--scrub-bytes-per-second=-1"], &[]).contains("scrub-bytes-per-second"));
+    assert!(message(&["--history-pin-max=soon"], &[]).contains("history-pin-max"));
+}
+
+#[test]
 fn every_way_to_write_a_flag_is_taken() {
     for args in [
         &["--name=a"][..],

@@ -5,10 +5,10 @@ use crate::api;
 use crate::apply::{Alarms, Applier, Counters, Observer};
 use crate::lease::{LeaseHook, Lessor};
 use crate::limits::Limits;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Store};
 use crate::node::{self, Node, NodeHandle};
 use crate::watch::Feed;
-use prometheus::{Histogram, IntCounter};
+use prometheus::{Histogram, IntCounter, IntGauge};
 use quorate_proto::etcdserverpb::AlarmType;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -290,6 +290,40 @@ fn store(metrics: &Metrics, node: &NodeHandle, counters: &Counters) {
     mvcc.db_size.set(stats.file_bytes as i64);
     mvcc.db_size_in_use.set(stats.in_use_bytes as i64);
     mvcc.keys.set(stats.keys as i64);
+    engine_figures(&metrics.store, &stats, &node.engine().scrub_report());
+}
+
+fn engine_figures(store: &Store, stats: &engine::Stats, scrub: &engine::ScrubReport) {
+    let set = |gauge: &IntGauge, value: u64| gauge.set(value as i64);
+    set(&store.file_bytes, stats.file_bytes);
+    set(&store.free_bytes, stats.free_bytes);
+    set(&store.pending_bytes, stats.pending_bytes);
+    set(&store.allocated_bytes, stats.allocated_bytes);
+    set(&store.dirty_bytes, stats.dirty_bytes);
+    set(&store.cache_bytes, stats.cache_bytes);
+    raise(&store.cache_hits, stats.cache_hits);
+    raise(&store.cache_misses, stats.cache_misses);
+    raise(&store.cache_evictions, stats.cache_evictions);
+    raise(&store.checkpoints_failed, stats.checkpoints_failed);
+    raise(&store.checkpoint_bytes, stats.checkpoint_bytes);
+    let last = Duration::from_micros(stats.checkpoint_last_micros);
+    store.checkpoint_last_seconds.set(last.as_secs_f64());
+    raise(&store.gave_way, stats.gave_way);
+    raise(&store.moved_bytes, stats.moved_bytes);
+    let age = stats.oldest_pin_age.as_secs_f64();
+    store.page_pin_seconds.set(age);
+    set(&store.history_pins, stats.history_pins);
+    store
+        .history_pin_revision
+        .set(stats.oldest_history_pin.unwrap_or(-1));
+    let age = stats.oldest_history_pin_age.as_secs_f64();
+    store.history_pin_seconds.set(age);
+    raise(&store.history_pins_expired, stats.history_pins_expired);
+    raise(&store.scrub_passes, scrub.passes);
+    raise(&store.scrub_bytes, scrub.bytes);
+    set(&store.scrub_pass_bytes, scrub.pass_bytes);
+    set(&store.scrub_pass_of_bytes, scrub.pass_of);
+    raise(&store.scrub_damage, scrub.damaged);
 }
 
 fn watches(metrics: &Metrics, feed: &Arc<Feed>) {
@@ -307,4 +341,57 @@ fn watches(metrics: &Metrics, feed: &Arc<Feed>) {
     metrics.watch.slow_watchers.set(slow as i64);
     metrics.watch.pending_events.set(pending as i64);
     raise(&metrics.watch.events, events);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics;
+
+    /// Each figure reaches a series of its own.
+    #[test]
+    fn the_figures_of_the_engine_are_exported() {
+        let metrics = Metrics::new(&metrics::Options { extensive: false });
+        let stats = engine::Stats {
+            file_bytes: 1001,
+            free_bytes: 1002,
+            pending_bytes: 1003,
+            allocated_bytes: 1004,
+            dirty_bytes: 1005,
+            cache_bytes: 1006,
+            cache_hits: 1007,
+            cache_misses: 1008,
+            cache_evictions: 1009,
+            checkpoints_failed: 1010,
+            checkpoint_bytes: 1011,
+            checkpoint_last_micros: 1_012_000_000,
+            gave_way: 1013,
+            moved_bytes: 1014,
+            oldest_pin_age: Duration::from_secs(1015),
+            history_pins: 1016,
+            oldest_history_pin: Some(1017),
+            oldest_history_pin_age: Duration::from_secs(1018),
+            history_pins_expired: 1019,
+            ..Default::default()
+        };
+        let scrub = engine::ScrubReport {
+            passes: 1020,
+            bytes: 1021,
+            pass_bytes: 1022,
+            pass_of: 1023,
+            damaged: 1024,
+            damage: Vec::new(),
+        };
+        for _ in 0..2 {
+            engine_figures(&metrics.store, &stats, &scrub);
+        }
+        let text = String::from_utf8(metrics.render()).unwrap();
+        let mut seen: Vec<u64> = text
+            .lines()
+            .filter(|l| l.starts_with("quorate_store_") || l.starts_with("quorate_scrub_"))
+            .map(|l| l.rsplit_once(' ').unwrap().1.parse().unwrap())
+            .collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (1001..=1024).collect::<Vec<_>>());
+    }
 }

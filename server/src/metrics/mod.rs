@@ -251,6 +251,36 @@ group! {
 }
 
 group! {
+    /// The engine: its file, cache, checkpoints, pins and scrubber. Ours alone.
+    Store {
+        file_bytes: IntGauge = gauge("Bytes of the tree file up to the last one used", "quorate_store_file_bytes");
+        free_bytes: IntGauge = gauge("Bytes below it that can be used at once", "quorate_store_free_bytes");
+        pending_bytes: IntGauge = gauge("Bytes that wait for older checkpoints and held views to go", "quorate_store_pending_bytes");
+        allocated_bytes: IntGauge = gauge("Length of the tree file with the space kept ready", "quorate_store_allocated_bytes");
+        dirty_bytes: IntGauge = gauge("Bytes changed in memory since the last checkpoint", "quorate_store_dirty_bytes");
+        cache_bytes: IntGauge = gauge("Bytes of cached pages", "quorate_store_cache_bytes");
+        cache_hits: IntCounter = counter("Pages found in the cache", "quorate_store_cache_hits_total");
+        cache_misses: IntCounter = counter("Pages read from the file", "quorate_store_cache_misses_total");
+        cache_evictions: IntCounter = counter("Pages that made room for others in the cache", "quorate_store_cache_evictions_total");
+        checkpoints_failed: IntCounter = counter("Checkpoints that found no room", "quorate_store_checkpoints_failed_total");
+        checkpoint_bytes: IntCounter = counter("Bytes written by checkpoints", "quorate_store_checkpoint_bytes_total");
+        checkpoint_last_seconds: Gauge = float_gauge("Time that the last checkpoint took", "quorate_store_checkpoint_last_seconds");
+        gave_way: IntCounter = counter("Pieces of background I/O that let the log go first", "quorate_store_gave_way_total");
+        moved_bytes: IntCounter = counter("Bytes moved towards the front of the file", "quorate_store_moved_bytes_total");
+        page_pin_seconds: Gauge = float_gauge("For how long the oldest view that is held has not been the newest", "quorate_store_oldest_page_pin_seconds");
+        history_pins: IntGauge = gauge("Readers of old revisions that physical compaction waits for, or would", "quorate_store_history_pins");
+        history_pin_revision: IntGauge = gauge("The lowest revision that one of them needs, -1 also without any", "quorate_store_oldest_history_pin_revision");
+        history_pin_seconds: Gauge = float_gauge("How long the oldest of them has been there", "quorate_store_oldest_history_pin_seconds");
+        history_pins_expired: IntCounter = counter("Readers of old revisions that compaction did not wait for any longer", "quorate_store_history_pins_expired_total");
+        scrub_passes: IntCounter = counter("Whole passes over the tree file in search of damage", "quorate_scrub_passes_total");
+        scrub_bytes: IntCounter = counter("Bytes read and found good by them", "quorate_scrub_bytes_total");
+        scrub_pass_bytes: IntGauge = gauge("Of these, in the pass under way", "quorate_scrub_pass_bytes");
+        scrub_pass_of_bytes: IntGauge = gauge("What the pass under way will read, about", "quorate_scrub_pass_of_bytes");
+        scrub_damage: IntCounter = counter("Times that they met something damaged", "quorate_scrub_damage_total");
+    }
+}
+
+group! {
     /// Traffic with clients and peers.
     Network {
         client_received_bytes: IntCounter = counter("Bytes of messages received from clients", "etcd_network_client_grpc_received_bytes_total");
@@ -311,6 +341,8 @@ pub struct Metrics {
     pub lease: Lease,
     /// Files.
     pub disk: Disk,
+    /// See [`Store`].
+    pub store: Store,
     /// Clients and peers.
     pub network: Network,
     /// gRPC calls.
@@ -335,6 +367,7 @@ impl Metrics {
             watch: Watch::new(&mut builder),
             lease: Lease::new(&mut builder),
             disk: Disk::new(&mut builder),
+            store: Store::new(&mut builder),
             network: Network::new(&mut builder),
             grpc: Grpc::new(&mut builder, options.extensive),
             refresh: Mutex::new(Vec::new()),

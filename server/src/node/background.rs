@@ -6,6 +6,7 @@
 //!    slice; except that it waits for a checkpoint where memory, or the room for log segments, is used up.
 //! 2. Compaction goes before a checkpoint that can wait. A checkpoint that cannot wait is made in the middle
 //!    of a compaction: the position of the sweep is part of it.
+//!    One that waits for a long reader holds no checkpoint up.
 //! 3. A checkpoint that found no room is tried again; nobody who waits for one is forgotten.
 //! 4. A defragmentation ends after two checkpoints that began after its call, or when the file has stopped
 //!    shrinking; at the latest after [`SHRINK_CHECKPOINTS_MAX`], or with `NO_SPACE` after
@@ -22,6 +23,8 @@ use quorate_proto::etcdserverpb as pb;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// How soon after it had to wait for a long reader a compaction is tried again.
+const HELD_POLL: Duration = Duration::from_millis(50);
 /// How often the free space is looked at.
 const SPACE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long after a defragmentation the space is taken to have come free.
@@ -79,8 +82,12 @@ pub(super) struct Background {
     /// History may be left to drop.
     pub compacting: bool,
     compacting_since: Option<Instant>,
-    /// The last compaction that was finished, -1 before the first.
+    /// A long reader needs the history that is left to drop: not before this.
+    compact_after: Option<Instant>,
+    /// Revision up to which history was dropped last, -1 before the first compaction.
     compact_done: i64,
+    /// Long readers that were not waited for any longer, as far as told.
+    pins_expired: u64,
     defragments: Vec<Defragment>,
     /// More waits to be moved before the next checkpoint of a defragmentation.
     moving: bool,
@@ -101,11 +108,19 @@ impl Background {
             trimmed_to: 0,
             compacting: true,
             compacting_since: None,
+            compact_after: None,
             compact_done,
+            pins_expired: 0,
             defragments: Vec::new(),
             moving: false,
             alarm_due: None,
         }
+    }
+
+    /// When history is to be dropped next, if some is left.
+    pub fn compact_at(&self) -> Option<Instant> {
+        self.compacting
+            .then(|| self.compact_after.unwrap_or_else(Instant::now))
     }
 
     /// Something is under way whose end must be noticed soon.
@@ -163,7 +178,8 @@ impl NodeLoop {
 
     /// Whether the next slice may begin. While memory is full a checkpoint goes first.
     pub(super) fn may_compact(&mut self) -> bool {
-        self.work.background.compacting && !self.is_too_dirty()
+        let due = self.work.background.compact_at();
+        due.is_some_and(|due| due <= Instant::now()) && !self.is_too_dirty()
     }
 
     fn compact_slice(&mut self) -> Result<(), Fatal> {
@@ -178,12 +194,27 @@ impl NodeLoop {
             .compact_step(engine::Budget::default())
             .map_err(fatal)?;
         self.observer.compaction_slice(begun.elapsed());
-        if progress == engine::CompactProgress::Done {
+        if progress != engine::CompactProgress::More {
+            let done = writer.compact_done();
+            let wanted = writer.compact_revision();
+            self.tell_expired_pins();
+            self.compacted_to(done, wanted, since)?;
+        } else {
+            work.compact_after = None;
+        }
+        Ok(())
+    }
+
+    /// History below `done` is dropped; a long reader may need what is left below `wanted`.
+    fn compacted_to(&mut self, done: i64, wanted: i64, since: Instant) -> Result<(), Fatal> {
+        let work = &mut self.work.background;
+        let advanced = done > work.compact_done;
+        work.compact_done = done;
+        if done == wanted {
             work.compacting = false;
             work.compacting_since = None;
-            let done = writer.compact_done();
-            if done > work.compact_done {
-                work.compact_done = done;
+            work.compact_after = None;
+            if advanced {
                 self.observer.compacted(since.elapsed());
                 tracing::info!(
                     compact_revision = done,
@@ -191,12 +222,40 @@ impl NodeLoop {
                     "finished scheduled compaction"
                 );
             }
-            self.publish_again()?;
-            if !self.work.compacted.is_empty() {
-                self.work.background.wanted = true;
+        } else {
+            if work.compact_after.is_none() {
+                tracing::info!(
+                    compact_revision = wanted,
+                    done,
+                    "compaction waits for a long reader of this member"
+                );
             }
+            work.compact_after = Some(Instant::now() + HELD_POLL);
+        }
+        if advanced || done == wanted {
+            self.publish_again()?;
+        }
+        if self
+            .work
+            .compacted
+            .iter()
+            .any(|(revision, _)| *revision <= done)
+        {
+            self.work.background.wanted = true;
         }
         Ok(())
+    }
+
+    /// Long readers that compaction has waited for long enough end with an error; the operator hears of it.
+    fn tell_expired_pins(&mut self) {
+        let expired = self.handle.engine.history_pins_expired();
+        let told = std::mem::replace(&mut self.work.background.pins_expired, expired);
+        if expired > told {
+            tracing::warn!(
+                readers = expired - told,
+                "compaction has waited too long for readers of old revisions and goes on without them"
+            );
+        }
     }
 
     /// Publishes what changed besides entries.
@@ -309,7 +368,9 @@ impl NodeLoop {
         let aged = changed && work.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL;
         let defragments = !work.defragments.is_empty() && !work.moving;
         let wanted = aged || work.wanted || defragments;
-        if due || wanted && !work.compacting {
+        // A compaction that waits may wait for long.
+        let compacts = work.compacting && work.compact_after.is_none();
+        if due || wanted && !compacts {
             self.start_now()?;
         }
         Ok(())

@@ -597,7 +597,12 @@ impl NodeLoop {
         if self.may_compact() || self.may_move() {
             return now;
         }
-        let next = self.work.next_tick.min(self.work.next_expire);
+        let mut next = self.work.next_tick.min(self.work.next_expire);
+        if let Some(due) = self.work.background.compact_at()
+            && due > now
+        {
+            next = next.min(due);
+        }
         if self.work.background.is_busy() {
             return next.min(now + JOB_POLL);
         }

@@ -498,6 +498,67 @@ fn changed_bytes_stay_bounded_while_history_is_compacted() {
     handle.engine().check(&view).unwrap();
 }
 
+/// Runs the background until a call is answered.
+fn answered(node: &mut NodeLoop, answer: &mut Answer) -> Result<(), Status> {
+    let began = Instant::now();
+    loop {
+        match answer.try_recv() {
+            Ok(result) => return result,
+            Err(error) => assert_eq!(error, oneshot::error::TryRecvError::Empty),
+        }
+        assert!(began.elapsed() < PATIENCE, "waits for ever");
+        node.background().unwrap();
+    }
+}
+
+#[test]
+fn a_long_reader_holds_back_what_it_needs_of_a_compaction_and_no_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, handle) = Setup::default().lead(dir.path());
+    apply_all(&mut node, (0..40).map(|i| put("k", &i.to_string())));
+    let read = handle.engine().long_read(20).unwrap();
+    let newest = handle.engine().view().revision();
+    apply_all(&mut node, [compact(newest)].into_iter());
+    let mut all = ask(&mut node, |done| Input::Compacted(newest, done));
+    let mut some = ask(&mut node, |done| Input::Compacted(15, done));
+    // What is gone is gone from the disk too.
+    answered(&mut node, &mut some).unwrap();
+    assert_eq!(handle.engine().view().compact_done(), 20);
+    assert!(is_waiting(&mut all));
+    // One that comes while it waits, with nothing left to do for it.
+    let mut some = ask(&mut node, |done| Input::Compacted(20, done));
+    answered(&mut node, &mut some).unwrap();
+    assert!(is_waiting(&mut all));
+    let mut shown = Vec::new();
+    let rest = read.visit(&engine::KeyRange::all(), &mut |kv| {
+        shown.push((kv.mod_revision, kv.value.to_vec()));
+        std::ops::ControlFlow::Continue(())
+    });
+    assert_eq!((rest.unwrap(), shown), (None, vec![(20, b"18".to_vec())]));
+    drop(read);
+    answered(&mut node, &mut all).unwrap();
+    assert_eq!(handle.engine().view().compact_done(), newest);
+    assert!(node.work.background.compact_at().is_none());
+}
+
+#[test]
+fn a_compaction_waits_for_a_long_reader_as_long_as_it_was_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup {
+        flags: &["--history-pin-max=0s"],
+        ..Setup::default()
+    };
+    let (mut node, handle) = setup.lead(dir.path());
+    apply_all(&mut node, (0..40).map(|i| put("k", &i.to_string())));
+    let read = handle.engine().long_read(20).unwrap();
+    apply_all(&mut node, [compact(30)].into_iter());
+    let mut all = ask(&mut node, |done| Input::Compacted(30, done));
+    answered(&mut node, &mut all).unwrap();
+    let told = read.visit(&engine::KeyRange::all(), &mut |_| panic!("shown"));
+    assert!(matches!(told, Err(engine::Error::Compacted)));
+    assert_eq!(handle.engine().stats().history_pins_expired, 1);
+}
+
 #[test]
 fn changed_bytes_stay_bounded_while_a_log_is_replayed_and_in_one_batch() {
     let dir = tempfile::tempdir().unwrap();

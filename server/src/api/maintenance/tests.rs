@@ -223,27 +223,6 @@ fn rule_7_5_a_refused_compaction_remembers_nothing() {
 }
 
 #[test]
-fn the_newest_ten_hashes_are_kept() {
-    let cache = HashCache::default();
-    for n in 1..=12 {
-        let hash = HashKv {
-            hash: n as u32,
-            compact_revision: n - 1,
-            hash_revision: n,
-        };
-        cache.remember(n, tokio::sync::watch::channel(Some(Some(hash))).1);
-    }
-    assert_eq!(block_on(cache.at(2)), None);
-    assert_eq!(block_on(cache.at(3)).unwrap().hash, 3);
-    assert_eq!(block_on(cache.at(12)).unwrap().hash, 12);
-    // One whose scan failed, and one whose scan ended without a word.
-    cache.remember(13, tokio::sync::watch::channel(Some(None)).1);
-    cache.remember(14, tokio::sync::watch::channel(None).1);
-    assert_eq!(block_on(cache.at(13)), None);
-    assert_eq!(block_on(cache.at(14)), None);
-}
-
-#[test]
 fn rule_7_6_hash_follows_the_applied_history() {
     let (a, b) = (api(), api());
     let hash = |api: &Api<LocalNode>| call!(api, hash, pb::HashRequest {}).unwrap().hash;

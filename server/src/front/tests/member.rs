@@ -48,8 +48,8 @@ pub(super) async fn start() -> Member {
         threads.spawn_on(thread, watch::drive(hub.clone(), node.engine().clone()));
     }
     node.on_published(Box::new(move |published| feed.published(published)));
-    let counters = node.counters();
-    let api = Arc::new(Api::new(node, limits, counters, lessor, hubs));
+    let (counters, hashes) = (node.counters(), node.hashes(Arc::new(())));
+    let api = Arc::new(Api::new(node, limits, counters, hashes, lessor, hubs));
     let health = Arc::new(Health::default());
     let metrics = Arc::new(Metrics::new(&Options::default()));
     let front = Front::new(
