@@ -165,7 +165,7 @@ pub fn member(limits: Limits) -> (Api<LocalNode>, Arc<ManualClock>) {
     observed_member(limits, Arc::new(()))
 }
 
-/// As [`member`]; `observer` hears of its hashes.
+/// As [`member`]; `observer` hears of what it does.
 pub fn observed_member(
     limits: Limits,
     observer: Arc<dyn crate::api::Observer>,
@@ -179,8 +179,9 @@ pub fn observed_member(
     let feed = Feed::new(view.revision(), view.compact_revision(), options);
     let hubs = vec![feed.hub()];
     node.on_published(Box::new(move |published| feed.published(published)));
-    let (counters, hashes) = (node.counters(), node.hashes(observer));
-    let api = Api::new(node, limits, counters, hashes, lessor, hubs);
+    let (counters, hashes) = (node.counters(), node.hashes(observer.clone()));
+    let mut api = Api::new(node, limits, counters, hashes, lessor, hubs);
+    api.set_observer(observer);
     (api, clock)
 }
 

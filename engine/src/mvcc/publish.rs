@@ -242,7 +242,7 @@ impl Engine {
 
     /// Runs a durable write of the log. Checkpoints, defragmentation and the scrubber hold their next piece of I/O
     /// back meanwhile, two milliseconds at most. As long as such writes come, checkpoints hand the disk little at a
-    /// time, and pause in between, unless they must end soon.
+    /// time, unless they must end soon.
     pub fn log_write<R>(&self, write: impl FnOnce() -> R) -> R {
         self.shared.store.log_write(write)
     }

@@ -212,7 +212,7 @@ impl<'a> Output<'a> {
             pages: Vec::new(),
             map_dropped: Vec::new(),
             bytes: 0,
-            pacer: Pacer::default(),
+            pacer: Pacer::new(shared.shrinks.load(Ordering::Relaxed) > 0),
         }
     }
 

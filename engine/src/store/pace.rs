@@ -4,10 +4,14 @@
 //! A disk works off what it was handed, whoever waits for it: a durable write of the log that comes upon a mebibyte of
 //! pages in the queue waits for that mebibyte. So background work hands over little at a time:
 //!
-//! - **calm**: up to [`CALM_BYTES`], never while the log is being written (for a bounded time), and while the log is in use with a
-//!   pause behind each that is no shorter than the piece took: a disk that is slow, or busy with others, gets less;
-//! - **urgent**: as much as the caller has gathered, without pauses: when changes come faster than the checkpoint being
-//!   written, when somebody waits for it, or when nobody uses the log.
+//! - **calm**: up to [`CALM_BYTES`], one after the other, each only when the log is not being written (for a bounded time);
+//! - **brisk**: the same with [`BRISK_BYTES`], while the file is to shrink because somebody asked: that takes many
+//!   checkpoints, and each rewrites what was changed since the last;
+//! - **urgent**: as much as the caller has gathered: when changes come faster than the checkpoint being written, when
+//!   somebody waits for it, or when nobody uses the log.
+//!
+//! There are no pauses between pieces: a checkpoint that takes long makes the next one larger, and a shrink, which
+//! needs many, take minutes.
 //!
 //! Whether changes come too fast is told by shares. Between the changed bytes at a checkpoint's beginning and the limit lies
 //! the room for new ones. In its first half the checkpoint should be written by the time as large a share of it is
@@ -27,12 +31,10 @@ use std::time::{Duration, Instant};
 use super::{lock, stall};
 
 /// Handed to the disk at a time while calm.
-pub(super) const CALM_BYTES: usize = 64 << 10;
+pub(super) const CALM_BYTES: usize = 16 << 10;
+/// Handed to the disk at a time while brisk.
+const BRISK_BYTES: usize = 64 << 10;
 
-/// Shortest pause behind a piece.
-const PAUSE: Duration = Duration::from_millis(1);
-/// Longest one.
-const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// How often a piece looks whether the log's write has ended, and how long it lets it go first.
 const LOOK: Duration = Duration::from_micros(50);
 const GIVE_WAY_MAX: Duration = Duration::from_millis(2);
@@ -212,17 +214,29 @@ impl Drop for Hurry<'_> {
 /// One thread's background I/O.
 #[derive(Default)]
 pub(super) struct Pacer {
+    brisk: bool,
     log_writes: u64,
     /// When the log was seen in use last.
     used_at: Option<Instant>,
 }
 
 impl Pacer {
+    /// `brisk`: somebody waits for what takes several checkpoints.
+    pub fn new(brisk: bool) -> Pacer {
+        Pacer {
+            brisk,
+            ..Pacer::default()
+        }
+    }
+
     /// Bytes that may be handed to the disk at once, of those that are ready.
     pub fn bytes(&mut self, pace: &Pace) -> usize {
-        match pace.is_urgent() || !self.log_in_use(pace) {
-            true => usize::MAX,
-            false => CALM_BYTES,
+        if pace.is_urgent() || !self.log_in_use(pace) {
+            usize::MAX
+        } else if self.brisk {
+            BRISK_BYTES
+        } else {
+            CALM_BYTES
         }
     }
 
@@ -235,24 +249,19 @@ impl Pacer {
         self.used_at.is_some_and(|at| at.elapsed() < IDLE)
     }
 
-    /// Has `io` move a piece of a checkpoint of so many bytes to the disk, after and before the pauses that are due.
-    pub fn piece<R>(&mut self, pace: &Pace, bytes: u64, io: impl FnOnce() -> R) -> R {
+    /// Has `io` move a piece of a checkpoint of so many bytes to the disk, when it is its turn.
+    pub fn piece<R>(&self, pace: &Pace, bytes: u64, io: impl FnOnce() -> R) -> R {
         if !pace.background {
             return io();
         }
         if !pace.is_urgent() {
             pace.give_way();
         }
-        let begun = Instant::now();
         pace.under_way.fetch_add(1, Ordering::Relaxed);
         let result = io();
         pace.under_way.fetch_sub(1, Ordering::Relaxed);
-        let took = begun.elapsed();
         pace.written.fetch_add(bytes, Ordering::SeqCst);
         pace.wake();
-        if !pace.is_urgent() && self.log_in_use(pace) {
-            std::thread::sleep(took.clamp(PAUSE, PAUSE_MAX));
-        }
         result
     }
 }
@@ -316,6 +325,8 @@ mod tests {
         assert_eq!(pacer.bytes(&pace), usize::MAX, "nobody has used the log");
         pace.log_ends(pace.log_begins());
         assert_eq!(pacer.bytes(&pace), CALM_BYTES);
+        pacer.brisk = true;
+        assert_eq!(pacer.bytes(&pace), BRISK_BYTES);
         let _hurry = pace.hurry();
         assert_eq!(pacer.bytes(&pace), usize::MAX);
     }
@@ -334,7 +345,7 @@ mod tests {
             pace.written.store(0, Ordering::SeqCst);
             std::thread::scope(|scope| {
                 let writer = scope.spawn(|| pace.keep(90, Duration::from_secs(3600)));
-                let mut pacer = Pacer::default();
+                let pacer = Pacer::default();
                 match ends {
                     true => pace.end(),
                     false => pacer.piece(&pace, 600, || ()),
@@ -348,7 +359,7 @@ mod tests {
     fn a_write_of_the_log_beside_background_io_is_a_stall() {
         let pace = running();
         assert!(pace.log_begins().is_none());
-        let mut pacer = Pacer::default();
+        let pacer = Pacer::default();
         let before = stall::seen()[stall::Cause::LogWrite as usize].count();
         pace.log_ends(None);
         pacer.piece(&pace, 1, || pace.log_ends(pace.log_begins()));
@@ -358,7 +369,7 @@ mod tests {
     /// It lets the log go first, and ends all the same when the log never stops.
     #[test]
     fn a_piece_gives_way() {
-        let (pace, mut pacer) = (running(), Pacer::default());
+        let (pace, pacer) = (running(), Pacer::default());
         pacer.piece(&pace, 1, || ());
         assert_eq!(pace.gave_way.load(Ordering::Relaxed), 0);
         let _ = pace.log_begins();

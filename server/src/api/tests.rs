@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::req::{range_all, range_of};
-use crate::testing::{api, block_on};
+use crate::testing::{block_on, observed_member};
 use quorate_proto::etcdserverpb as pb;
 use std::sync::Mutex;
 use stream::{Closed, Requests, Responses};
@@ -55,8 +55,7 @@ impl<T: Send> Responses<T> for Nowhere {
 #[test]
 fn reads_hashes_and_failures_are_heard_of() {
     let heard = Arc::new(Heard::default());
-    let mut api = api(Limits::default());
-    api.set_observer(heard.clone());
+    let api = observed_member(Limits::default(), heard.clone()).0;
     let ctx = RequestCtx::default();
     block_on(async {
         api.range(&ctx, range_of("k")).await.unwrap();

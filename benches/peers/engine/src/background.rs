@@ -150,6 +150,37 @@ impl Beside {
     }
 }
 
+/// Drops history every 4,000 changes, but for the last 1,000.
+struct Compactions {
+    newest: i64,
+    under_way: bool,
+    done: u64,
+}
+
+impl Compactions {
+    fn new(ours: &Quorate) -> Compactions {
+        Compactions {
+            newest: ours.writer.revision(),
+            under_way: false,
+            done: 0,
+        }
+    }
+
+    /// Begins one when it is time to, and does a slice of what is under way.
+    fn step(&mut self, ours: &mut Quorate) {
+        let revision = ours.writer.revision();
+        if revision > self.newest + 4000 {
+            self.newest = revision;
+            self.done += 1;
+            ours.writer.compact(revision - 1000).expect("compacts");
+            self.under_way = true;
+        }
+        if self.under_way {
+            self.under_way = ours.compact_slice() == CompactProgress::More;
+        }
+    }
+}
+
 /// A phase of [`mixed`], with what the engine saw of waits meanwhile.
 struct Seen {
     beside: Beside,
@@ -164,8 +195,8 @@ struct Seen {
 fn seen(ours: &mut Quorate, n: u64, seed: u64, puts: u64, beside: Beside) -> Seen {
     let before = stall::take_longest();
     let checkpoints = ours.engine.stats().checkpoints;
-    let (mut compacted, mut compacting) = (ours.writer.revision(), false);
-    let (mut compactions, mut defragmenting) = (0, 0);
+    let mut compactions = Compactions::new(ours);
+    let mut defragmenting = 0;
     let phase = phase(
         ours,
         n,
@@ -184,16 +215,7 @@ fn seen(ours: &mut Quorate, n: u64, seed: u64, puts: u64, beside: Beside) -> See
                 true => defragmenting += 1,
                 false => ours.start_defragmentation(),
             }
-            let revision = ours.writer.revision();
-            if revision > compacted + 4000 {
-                compacted = revision;
-                compactions += 1;
-                ours.writer.compact(revision - 1000).expect("compacts");
-                compacting = true;
-            }
-            if compacting {
-                compacting = ours.compact_slice() == CompactProgress::More;
-            }
+            compactions.step(ours);
         },
     );
     let mut stalls = stall::take_longest();
@@ -207,7 +229,7 @@ fn seen(ours: &mut Quorate, n: u64, seed: u64, puts: u64, beside: Beside) -> See
         phase,
         stalls,
         checkpoints: ours.engine.stats().checkpoints - checkpoints,
-        compactions,
+        compactions: compactions.done,
         defragmenting,
     }
 }
@@ -409,21 +431,28 @@ pub fn defragmentation(setup: &Setup) {
     let bytes = written_bytes();
     let started = Instant::now();
     ours.start_defragmentation();
-    // Puts of what is still there, so that the amount of data stays.
+    let mut compactions = Compactions::new(&ours);
+    // Puts of what is still there, so that the amount of data stays, a thousand a second: with as many as it takes most
+    // pages change between two checkpoints, and the file must have room for all of them twice.
     let busy = phase_of(
         &mut ours,
         n,
         9,
         pair_left,
-        |ours, done| done >= 2_000_000 || done > 1000 && !ours.defragmenting(),
+        |ours, done| {
+            let due = Duration::from_millis(done);
+            std::thread::sleep(due.saturating_sub(started.elapsed()));
+            done >= 120_000 || done > 1000 && !ours.defragmenting()
+        },
         |ours| {
             ours.checkpoint();
+            compactions.step(ours);
         },
     );
     let took = started.elapsed().as_secs_f64();
     let stats = ours.engine.stats();
     row(
-        "Quorate, with puts and gets beside it",
+        "Quorate, with 1,000 puts/s and gets beside it",
         before,
         stats.file_bytes,
         took,

@@ -39,6 +39,8 @@ pub trait Peer {
     fn name(&self) -> &'static str;
     /// Writes pairs in one durable commit.
     fn put(&mut self, pairs: &[Pair]);
+    /// Waits until what writes have begun in the background is done, as far as the engine can tell.
+    fn rest(&mut self) {}
     /// Brings all that was written where reads find it cheapest, and frees what nobody needs.
     fn settle(&mut self);
     /// A snapshot of now.

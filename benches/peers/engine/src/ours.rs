@@ -17,6 +17,8 @@ pub struct Quorate {
     index: u64,
     dir: PathBuf,
     dirty_bytes_max: u64,
+    /// The newest checkpoint.
+    started: Option<u64>,
 }
 
 /// The engine's options of all figures.
@@ -48,6 +50,7 @@ impl Quorate {
             index,
             dir: dir.to_path_buf(),
             dirty_bytes_max,
+            started: None,
         }
     }
 
@@ -121,6 +124,7 @@ impl Quorate {
         if keep > 5000 {
             self.log.trim(keep - 5000);
         }
+        self.started = started.or(self.started);
         started
     }
 
@@ -201,6 +205,12 @@ impl Peer for Quorate {
         self.log_only(pairs);
         self.apply(pairs);
         self.publish();
+    }
+
+    fn rest(&mut self) {
+        if let Some(number) = self.started {
+            self.engine.wait_durable(number).expect("durable");
+        }
     }
 
     fn settle(&mut self) {
