@@ -7,8 +7,8 @@ use bytes::Bytes;
 use crate::types::{Error, Options, Result};
 
 pub(crate) use crate::store::{
-    Cursor, Entry, LIVE, MOVED_PER_PUBLISH, RunKind, RunRef, ScrubPlace, ScrubSlice, Snapshot,
-    SpaceUse, Store, StoreOptions, StoreWriter, TailRun, TreeId,
+    Cursor, Entry, LIVE, RunKind, RunRef, ScrubPlace, ScrubSlice, Snapshot, SpaceUse, Store,
+    StoreOptions, StoreWriter, TailRun, TreeId,
 };
 
 /// Reads common to published and working states.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::events::log::{EventLog, OpenChunk};
 use crate::record::{RUN, run_ref};
 use crate::scrub::Scrubber;
-use crate::source::{LIVE, MOVED_PER_PUBLISH, RunKind, StoreWriter, TreeId};
+use crate::source::{LIVE, RunKind, StoreWriter, TreeId};
 use crate::types::{
     Applied, Budget, CompactError, CompactProgress, Error, Event, RecordVisitor, Result,
 };
@@ -258,7 +258,7 @@ impl Writer {
 
     pub(crate) fn publish_view(&mut self) -> View {
         // No duty: a run that cannot be read is reported to whoever needs it.
-        let _ = crate::relocate::move_runs(self, MOVED_PER_PUBLISH);
+        let _ = crate::relocate::move_runs(self, self.store.moved_per_publish());
         self.meta.next_seq = self.log.next_seq();
         let view = View {
             inner: Arc::new(ViewInner {

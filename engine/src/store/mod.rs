@@ -70,7 +70,6 @@ pub use defrag::TailRun;
 pub use error::{Error, Result};
 pub use scrub::{ScrubPlace, ScrubSlice};
 pub use snapshot::Snapshot;
-pub(crate) use store::MOVED_PER_PUBLISH;
 pub use store::{Store, StoreWriter};
 pub use types::{
     Entry, FatalHook, IoBackend, LIVE, RunKind, RunRef, Share, SpaceUse, StoreOptions, TreeId,

@@ -114,6 +114,11 @@ impl Space {
         self.birth
     }
 
+    /// Bytes of the pages that the working state has changed since it was published.
+    pub fn own_bytes(&self) -> usize {
+        self.own_pages * self.shared.pages.geo.page_bytes
+    }
+
     pub fn dirty_bytes(&self) -> usize {
         let pages = self.own_pages + self.published_pages + self.frozen_pages;
         pages * self.shared.pages.geo.page_bytes + self.unwritten_bytes

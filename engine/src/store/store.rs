@@ -121,7 +121,10 @@ impl Store {
 }
 
 /// What a publish moves at most, in bytes: some tens of microseconds of work, some hundreds when pages are packed.
-pub(crate) const MOVED_PER_PUBLISH: usize = 128 << 10;
+const MOVED_PER_PUBLISH: usize = 128 << 10;
+
+/// What a publish moves at least, when there is something to move.
+const MOVED_LEAST: usize = 16 << 10;
 
 /// The one writer of a store. Dropping it ends the checkpoint thread after the checkpoint that is running.
 pub struct StoreWriter {
@@ -279,12 +282,21 @@ impl StoreWriter {
         self.space.free_run(run);
     }
 
+    /// Bytes that the next publish may move: half of what it changes, so that nobody who writes little pays for much;
+    /// more when somebody asked for it.
+    pub fn moved_per_publish(&self) -> usize {
+        match self.shared().shrinks.load(Ordering::Relaxed) > 0 {
+            true => MOVED_PER_PUBLISH,
+            false => (self.space.own_bytes() / 2).clamp(MOVED_LEAST, MOVED_PER_PUBLISH),
+        }
+    }
+
     /// Makes the working state immutable and shows it. Costs four reference counts; after a checkpoint ended, also
     /// a visit to the pages changed since it began.
     pub fn publish(&mut self) -> Snapshot {
         self.settle();
         // Moving is no duty: a page that cannot be read is reported to whoever needs it.
-        if self.move_tail(MOVED_PER_PUBLISH).is_err() {
+        if self.move_tail(self.moved_per_publish()).is_err() {
             defrag::Tail::default().put(self.shared());
         }
         let publish = self.space.end_publish();

@@ -39,7 +39,7 @@ pub trait Peer {
     fn name(&self) -> &'static str;
     /// Writes pairs in one durable commit.
     fn put(&mut self, pairs: &[Pair]);
-    /// Waits until what writes have begun in the background is done, as far as the engine can tell.
+    /// Does what writes have left to be done in the background, as far as the engine can tell.
     fn rest(&mut self) {}
     /// Brings all that was written where reads find it cheapest, and frees what nobody needs.
     fn settle(&mut self);

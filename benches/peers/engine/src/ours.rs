@@ -17,8 +17,6 @@ pub struct Quorate {
     index: u64,
     dir: PathBuf,
     dirty_bytes_max: u64,
-    /// The newest checkpoint.
-    started: Option<u64>,
 }
 
 /// The engine's options of all figures.
@@ -50,7 +48,6 @@ impl Quorate {
             index,
             dir: dir.to_path_buf(),
             dirty_bytes_max,
-            started: None,
         }
     }
 
@@ -108,8 +105,10 @@ impl Quorate {
 
     /// Publishes, and starts a checkpoint when one is due, as the node does.
     pub fn publish(&mut self) -> View {
-        // A slice of defragmentation between batches, as the node has it.
-        self.writer.defragment_step(64 << 10).expect("steps");
+        // A slice between batches while a defragmentation was asked for, as the node has it.
+        if self.writer.shrinking() {
+            self.writer.defragment_step(64 << 10).expect("steps");
+        }
         let view = self.publish_only();
         if self.writer.checkpoint_due() {
             self.checkpoint();
@@ -124,7 +123,6 @@ impl Quorate {
         if keep > 5000 {
             self.log.trim(keep - 5000);
         }
-        self.started = started.or(self.started);
         started
     }
 
@@ -208,9 +206,7 @@ impl Peer for Quorate {
     }
 
     fn rest(&mut self) {
-        if let Some(number) = self.started {
-            self.engine.wait_durable(number).expect("durable");
-        }
+        self.checkpoint_and_wait();
     }
 
     fn settle(&mut self) {
