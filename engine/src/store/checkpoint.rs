@@ -143,8 +143,9 @@ pub(super) fn run(shared: &Shared, job: Job) {
     let succeeded = done.result.is_ok();
     drop(output);
     drop(job);
-    lock(&shared.jobs).done = Some(done);
+    // Before the writer may begin the next one, which must not be taken for ended.
     shared.pace.end();
+    lock(&shared.jobs).done = Some(done);
     if succeeded {
         // The state's own pin is gone now; what only it held back may be free.
         shared.reclaim();
